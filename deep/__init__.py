@@ -1,0 +1,1 @@
+"""Networks, data and training: what the theory is checked on."""

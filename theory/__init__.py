@@ -1,0 +1,1 @@
+"""The mathematics of Mixup and MixupE, computed exactly."""
