@@ -145,7 +145,7 @@ class MixupE(Mixup):
         mixup_loss = super().forward(x, targets)
         penalty = self.mean_a * q_hat(self.logits(x), targets, self.head).abs().mean()
         total = mixup_loss + self.eta * penalty
-        # Where both vanish (a perfect fit, in round-off) the ratio is 0/0 and nothing is to be done.
+        # Both vanish at a perfect fit (in round-off): 0/0, and there is nothing to rescale.
         eta_hat = torch.where(total == 0, torch.ones_like(total), (mixup_loss / total).abs())
         return eta_hat.detach() * total
 
