@@ -25,7 +25,7 @@ from theory.errors import InputError
 _DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, SyntaxError),
     *(OverflowError, MemoryError, RecursionError, NotImplementedError),
-    *(zlib.error, tarfile.TarError, MatReadError),
+    *(zlib.error, tarfile.TarError, MatReadError, Image.DecompressionBombError),
 )
 
 
@@ -221,8 +221,8 @@ def _read_sprites(folder: Path) -> Published:
     labels_file = folder / SPRITE_LABELS
     with _reading(labels_file):
         labels = json.loads(labels_file.read_bytes())
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise InputError(f"{labels_file} is not a list of whole numbers; get it again")
+    if not isinstance(labels, list) or not all(type(k) is int and 0 <= k < 10 for k in labels):
+        raise InputError(f"{labels_file} is not a list of whole numbers 0 to 9; get it again")
     parts = []
     for batch in (*train_batches, SPRITE_TEST):
         rows = labels[SPRITE_ROWS * batch : SPRITE_ROWS * (batch + 1)]
@@ -249,8 +249,8 @@ def _read_sprite(path: Path) -> UInt8[np.ndarray, "1000 3 32 32"]:
 
 
 def _read_mat(path: Path) -> Part:
-    with _reading(path):
-        content: Mapping[str, Any] = loadmat(path, variable_names=["X", "y"])
+    with _reading(path), path.open("rb") as stream:
+        content: Mapping[str, Any] = loadmat(stream, variable_names=["X", "y"])
         if not content.keys() >= {"X", "y"}:
             raise InputError(f"{path} lacks X or y, images and labels; get the right file")
         images, labels = content["X"], content["y"].ravel()
