@@ -11,21 +11,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
+from deep.data.matlab import read_arrays
 from theory.errors import InputError
 
 # What the decoders of gzip, tar, PNG, JSON and MATLAB files raise on damaged bytes.
 _DAMAGE = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, SyntaxError),
-    *(OverflowError, MemoryError, RecursionError, NotImplementedError),
-    *(zlib.error, tarfile.TarError, MatReadError, Image.DecompressionBombError),
+    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
+    *(zlib.error, tarfile.TarError, Image.DecompressionBombError),
 )
 
 
@@ -249,8 +247,8 @@ def _read_sprite(path: Path) -> UInt8[np.ndarray, "1000 3 32 32"]:
 
 
 def _read_mat(path: Path) -> Part:
-    with _reading(path), path.open("rb") as stream:
-        content: Mapping[str, Any] = loadmat(stream, variable_names=["X", "y"])
+    with _reading(path):
+        content = read_arrays(path.read_bytes())
         if not content.keys() >= {"X", "y"}:
             raise InputError(f"{path} lacks X or y, images and labels; get the right file")
         images, labels = content["X"], content["y"].ravel()
