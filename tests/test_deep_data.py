@@ -1,5 +1,6 @@
 """Readers of image sets against miniatures made here, pixel by pixel, and against real files."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -153,6 +154,17 @@ def test_archive_with_damaged_bytes_is_refused(position, tmp_path):
     content[position : position + 40] = b"\xff" * 40
     path.write_bytes(content)
     assert str(path) in refusal("cifar10", tmp_path)
+
+
+def test_archive_with_one_wrong_pixel_is_refused_by_its_check_sum(tmp_path):
+    """Without compression a changed byte breaks nothing but the sum at the end of the stream."""
+    files, _, _ = cifar_files("cifar10")
+    path = archive_path(tmp_path, "cifar10")
+    write_archive(path, "cifar10", files)
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    content[content.index(files["data_batch_2.bin"][:50]) + 20] ^= 1
+    path.write_bytes(content)
+    assert "CRC" in refusal("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", bytes(3072), bytes(3073 * 2 - 1)])

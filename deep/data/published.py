@@ -4,6 +4,7 @@ Nothing is unpacked to disk and nothing is unpickled. Each reader takes a folder
 files there and in a sub-folder named after the set.
 """
 
+import gzip
 import json
 import tarfile
 import zlib
@@ -177,11 +178,14 @@ def _read_binary(form: BinaryForm, root: Path) -> Published | None:
 def _tar_members(archive: Path, names: tuple[str, ...]) -> Mapping[str, bytes]:
     """Contents of the named members, in one pass: going back in a gzip stream starts it anew."""
     members: dict[str, bytes] = {}
-    with _reading(archive), tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            name = PurePosixPath(member.name).name
-            if name in names and (content := tar.extractfile(member)) is not None:
-                members[name] = content.read()
+    with _reading(archive), gzip.open(archive) as stream:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                if name in names and (content := tar.extractfile(member)) is not None:
+                    members[name] = content.read()
+        while stream.read(2**20):  # gzip's check sum stands at the end, which tarfile leaves unread
+            pass
     if missing := [name for name in names if name not in members]:
         raise InputError(f"{archive} lacks {', '.join(missing)}: it is incomplete; get it again")
     return members
