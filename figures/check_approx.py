@@ -52,7 +52,7 @@ def draw_correlations(ax: Axes, checks: Sequence[Report]) -> None:
     """Correlation of q̂ with q and alignment of their gradients, through training."""
     epochs = [check.training["epoch"] for check in checks]
     series = {
-        "Pearson(q, q̂)": [check.agreement.loc["pearson", "value"] for check in checks],
+        "Pearson(q, q̂)": [float(check.agreement["value"]["pearson"]) for check in checks],
         "cos(∇mean|q|, ∇mean|q̂|)": [check.claims["gradient"].value for check in checks],
     }
     for (label, values), color in zip(series.items(), COLORS[3:], strict=False):

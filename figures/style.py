@@ -19,7 +19,9 @@ def style() -> Iterator[None]:
         "axes.titlelocation": "left",
         "axes.titlesize": "medium",
         "figure.constrained_layout.use": True,
-        "legend.frameon": False,
+        "legend.frameon": True,
+        "legend.edgecolor": "none",
+        "legend.framealpha": 0.75,
         "legend.fontsize": "small",
         "savefig.dpi": 160,
     }

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-Statistic = Callable[..., np.ndarray]
+Reduced = np.ndarray | np.floating  # NumPy reduces a vector to a scalar, a matrix to a vector
+Statistic = Callable[..., Reduced]
 
 
 @dataclass(frozen=True)
@@ -26,40 +27,40 @@ class Estimate:
     high: float = float("nan")
 
 
-def relative_error(reference: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+def relative_error(reference: np.ndarray, estimate: np.ndarray) -> Reduced:
     """‖reference − estimate‖ / ‖reference‖, Euclidean norms over examples."""
     return _ratio(np.linalg.norm(reference - estimate, axis=-1), np.linalg.norm(reference, axis=-1))
 
 
-def relative_size(reference: np.ndarray, part: np.ndarray) -> np.ndarray:
+def relative_size(reference: np.ndarray, part: np.ndarray) -> Reduced:
     """‖part‖ / ‖reference‖, Euclidean norms over examples."""
     return _ratio(np.linalg.norm(part, axis=-1), np.linalg.norm(reference, axis=-1))
 
 
-def pearson(reference: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+def pearson(reference: np.ndarray, estimate: np.ndarray) -> Reduced:
     """Pearson's linear correlation."""
     u = reference - reference.mean(-1, keepdims=True)
     v = estimate - estimate.mean(-1, keepdims=True)
     return _ratio((u * v).sum(-1), np.linalg.norm(u, axis=-1) * np.linalg.norm(v, axis=-1))
 
 
-def spearman(reference: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+def spearman(reference: np.ndarray, estimate: np.ndarray) -> Reduced:
     """Spearman's rank correlation, ties given their mean rank."""
     return pearson(stats.rankdata(reference, axis=-1), stats.rankdata(estimate, axis=-1))
 
 
-def sign_agreement(reference: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+def sign_agreement(reference: np.ndarray, estimate: np.ndarray) -> Reduced:
     """Fraction of examples on which both have the same sign."""
     return (np.sign(reference) == np.sign(estimate)).mean(-1)
 
 
-def slope(reference: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+def slope(reference: np.ndarray, estimate: np.ndarray) -> Reduced:
     """Least-squares slope of the reference on the estimate; 1 for a calibrated estimate."""
     v = estimate - estimate.mean(-1, keepdims=True)
     return _ratio((reference * v).sum(-1), (v * v).sum(-1))
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: Reduced, denominator: Reduced) -> Reduced:
     defined = denominator > 0
     return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)
 

@@ -30,6 +30,8 @@ _HOMOGENEOUS = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Flatten, nn.Unflatten, nn.Upsample,
     _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
+# Modules with children that they use without calling them.
+_UNITS = (nn.MultiheadAttention,)
 _AFFINE = (nn.Linear, _ConvNd, _BatchNorm)
 
 
@@ -65,8 +67,9 @@ class LayerShares:
                 module.inplace = False
                 self._inplace.append(module)
             known = isinstance(module, (*_HOMOGENEOUS, *_AFFINE)) and _is_stock(module)
-            if known or next(module.children(), None) is None:
-                self._handles.append(module.register_forward_hook(self._hook(name or "(model)")))
+            if known or isinstance(module, _UNITS) or next(module.children(), None) is None:
+                hook = self._hook(name or "(model)")
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         self._handles.append(self._model.register_forward_pre_hook(self._note_batch, prepend=True))
         return self
 
@@ -87,11 +90,12 @@ class LayerShares:
         self._batch = len(inputs[0])
 
     def _hook(self, name: str) -> Any:
-        def forward_hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+        def forward_hook(module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> None:
+            output = _main_output(output)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return
             self.kinds[name] = type(module).__name__
-            offset = _offset(module, inputs, output)
+            offset = _offset(module, inputs, keywords, output)
             if offset is None:
                 return
 
@@ -114,7 +118,12 @@ def _is_stock(module: nn.Module) -> bool:
     return type(module).forward.__module__.startswith("torch.nn.modules")
 
 
-def _offset(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+def _main_output(output: Any) -> Any:
+    """The tensor that a module returns, or the first of several (attention, recurrent layers)."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def _offset(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> Tensor | None:
     """r = F(z) − J_F z in a shape that broadcasts against the output; None where it is zero."""
     if _is_stock(module):
         if isinstance(module, _HOMOGENEOUS):
@@ -125,7 +134,7 @@ def _offset(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
             return None if module.bias is None else _per_channel(module.bias.detach(), output)
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             return _per_channel(_batch_norm_shift(module), output)
-    return _measured_offset(module, inputs, output)
+    return _measured_offset(module, inputs, keywords, output)
 
 
 def _per_channel(values: Tensor, output: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ def _batch_norm_shift(module: _BatchNorm) -> Tensor:
     return shift
 
 
-def _measured_offset(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+def _measured_offset(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> Tensor:
     """r by a jvp of the module along its own input, for any module."""
     places = [k for k, z in enumerate(inputs) if isinstance(z, Tensor) and z.is_floating_point()]
     if not places:
@@ -153,7 +162,7 @@ def _measured_offset(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor
         arguments = list(inputs)
         for k, value in zip(places, replaced, strict=True):
             arguments[k] = value
-        return module.forward(*arguments)
+        return _main_output(module.forward(*arguments, **keywords))
 
     with torch.no_grad(), derivative_rules():
         z, tangent = torch.func.jvp(forward, values, values)[:2]

@@ -239,12 +239,14 @@ class _Progress:
         self._bar.refresh()
         state, value = report.training, {n: c.value for n, c in report.claims.items()}
         loss = "" if state["train_loss"] is None else f"training loss {state['train_loss']:.3f}, "
+        correlation = float(report.agreement["value"]["pearson"])
         self._bar.write(
             f"epoch {state['epoch']:<5g} {loss}error of q̂ {value['q_hat']:.2f} (normalisation "
             f"{value['normalization']:.2f}, homogeneity {value['homogeneity']:.2f}), correlation "
-            f"{report.agreement.loc['pearson', 'value']:+.2f}",
+            f"{correlation:+.2f}",
             file=sys.stdout,
         )
+        sys.stdout.flush()  # a log file shall show it now
 
 
 def _check_numbers(config: Config) -> None:

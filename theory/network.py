@@ -35,7 +35,7 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
         try:
             logits = model(x)
         except (RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, InputError) or "derivative" in str(error):
+            if isinstance(error, InputError) or _is_about_derivatives(error):
                 raise
             raise InputError(
                 f"the model cannot take a batch of shape {tuple(x.shape)} and type {x.dtype} "
@@ -79,6 +79,7 @@ def evaluating(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator
         raise InputError(f"unknown batch-norm mode {batch_norm!r}: use eval or batch")
     was_training = [module for module in model.modules() if module.training]
     statistics: list[tuple[_BatchNorm, Tensor | None, Tensor | None]] = []
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     try:
         if batch_norm == "batch":
@@ -88,9 +89,12 @@ def evaluating(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator
                     # Without running statistics PyTorch's batch norm uses the batch's, also in
                     # evaluation mode, and has nothing that it could update.
                     module.running_mean = module.running_var = None
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels lack second derivatives
+        # The fused kernels of attention lack forward-mode and second derivatives.
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
             yield logits_function(model)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mean, var in statistics:
             module.running_mean, module.running_var = mean, var
         for module in was_training:
@@ -111,13 +115,18 @@ def derivative_rules() -> Iterator[None]:
                 "the logits do not depend on the input through differentiable operations: replace "
                 "detach, rounding, indexing or no_grad inside the model"
             ) from error
-        known = ("derivative", "forward AD", "jvp", "Trying to backward", "differentiab", "vmap")
-        if isinstance(error, NotImplementedError) or any(word in message for word in known):
+        if _is_about_derivatives(error):
             raise InputError(
                 f"an operation of the model has no derivative rule ({message}): replace it by "
                 "differentiable ones"
             ) from error
         raise
+
+
+def _is_about_derivatives(error: Exception) -> bool:
+    words = ("derivative", "forward AD", "forward-mode", "jvp", "does not require grad",
+             "used in the graph", "differentiab", "setup_context", "vmap")  # fmt: skip
+    return isinstance(error, NotImplementedError) or any(word in str(error) for word in words)
 
 
 def _first_line(error: Exception) -> str:
