@@ -6,6 +6,7 @@ All of them read the checks of one run in order (`theory.read_reports`), before 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -65,24 +66,27 @@ def draw_correlations(ax: Axes, checks: Sequence[Report]) -> None:
 
 def draw_attribution(ax: Axes, checks: Sequence[Report], most: int = 12) -> None:
     """Layers with the largest shares in the homogeneity gap, at the last check."""
-    table = checks[-1].attribution
-    shares = table["mean_abs"].fillna(table["mean"].abs())
-    table = table.assign(share=shares)[shares > 1e-6 * max(shares.max(), 1e-300)]
+    check = checks[-1]
+    table = check.attribution
+    table = table.assign(share=table["mean_abs"].fillna(table["mean"].abs()))
+    # Shares that are rounding, next to the losses that they were taken from, are none.
+    table = table[table["share"] > 1e-6 * check.samples["q_hat"].abs().mean()]
     table = table.nlargest(most, "share")
+    ax.set_title(f"Which layer breaks J x = f, {_when(check)}")
+    ax.set_xlabel("mean |share| of the homogeneity gap   [nats]")
     if table.empty:
-        ax.text(0.5, 0.5, "no layer has a share:\nthe network is homogeneous", ha="center",
-                transform=ax.transAxes)  # fmt: skip
-    kinds = list(dict.fromkeys(table["kind"]))
-    for kind, color in zip(kinds, COLORS * (len(kinds) // len(COLORS) + 1), strict=False):
-        rows = table[table["kind"] == kind]
-        ax.barh(rows["layer"], rows["share"], color=color, label=kind or "outside any module")
-    ax.set_yticks(range(len(table)), [])
-    ax.set_yticks(np.arange(len(table)), table["layer"])
+        ax.set_yticks([])
+        ax.text(0.5, 0.5, "none: the network is homogeneous", ha="center", transform=ax.transAxes)
+        return
+    rows = np.arange(len(table))
+    for kind, color in zip(
+        table["kind"].unique(), sns.color_palette("colorblind", 20), strict=False
+    ):
+        ours = (table["kind"] == kind).to_numpy()
+        ax.barh(rows[ours], table["share"][ours], color=color, label=kind or "outside any module")
+    ax.set_yticks(rows, table["layer"])
     ax.invert_yaxis()
-    ax.set(xlabel="mean |share| of the homogeneity gap   [nats]")
-    ax.set_title(f"Which layer breaks J x = f, {_when(checks[-1])}")
-    if not table.empty:
-        ax.legend(loc="lower right")
+    ax.legend(loc="lower right")
 
 
 def draw_gaps(ax: Axes, checks: Sequence[Report]) -> None:
@@ -129,13 +133,11 @@ def plot_panel(name: str, checks: Sequence[Report]) -> Figure:
 def plot_overview(checks: Sequence[Report], title: str = "") -> Figure:
     """The main panels in one figure."""
     names = [name for name in panels_of(checks) if name != "agreement"]
+    shape = (2, 2) if len(names) == 4 else (1, 3)
     with style():
-        figure = Figure(figsize=(4.4 * ((len(names) + 1) // 2), 7.0))
-        axes = figure.subplots(2, (len(names) + 1) // 2, squeeze=False).flat
-        for ax, name in zip(axes, names, strict=False):
+        figure = Figure(figsize=(4.4 * shape[1], 3.6 * shape[0]))
+        for ax, name in zip(figure.subplots(*shape).flat, names, strict=True):
             PANELS[name](ax, checks)
-        for ax in list(axes)[len(names) :]:
-            ax.remove()
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 

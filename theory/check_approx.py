@@ -63,7 +63,7 @@ class Config:
     """Epochs between checks"""
     batch_size: int = 32
     """Examples in a training step, and in one pass of a check"""
-    lr: float = 0.05
+    lr: float = 0.02
     """Peak learning rate (SGD, Nesterov momentum 0.9, short warm-up, cosine to zero)"""
     samples: int = 64
     """Training examples that are checked, drawn once, classes in proportion"""

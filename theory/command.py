@@ -6,6 +6,7 @@
 import contextlib
 import io
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -47,7 +48,7 @@ def run_command(
         return run(config)
     except InputError as error:
         if getattr(config, "debug", False):
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
