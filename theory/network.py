@@ -34,7 +34,7 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
     def f(x: Tensor) -> Tensor:
         try:
             logits = model(x)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             if isinstance(error, InputError) or _is_about_derivatives(error):
                 raise
             raise InputError(
@@ -115,7 +115,7 @@ def derivative_rules() -> Iterator[None]:
                 "the logits do not depend on the input through differentiable operations: replace "
                 "detach, rounding, indexing or no_grad inside the model"
             ) from error
-        if _is_about_derivatives(error):
+        if _is_about_derivatives(error) or isinstance(error, NotImplementedError):
             raise InputError(
                 f"an operation of the model has no derivative rule ({message}): replace it by "
                 "differentiable ones"
@@ -126,7 +126,7 @@ def derivative_rules() -> Iterator[None]:
 def _is_about_derivatives(error: Exception) -> bool:
     words = ("derivative", "forward AD", "forward-mode", "jvp", "does not require grad",
              "used in the graph", "differentiab", "setup_context", "vmap")  # fmt: skip
-    return isinstance(error, NotImplementedError) or any(word in str(error) for word in words)
+    return any(word in str(error) for word in words)
 
 
 def _first_line(error: Exception) -> str:
@@ -188,6 +188,36 @@ def _batch_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
 
+def _torch_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+def _torch_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
 class SafeNesting(TorchFunctionMode):
     """Makes nested `torch.func.jvp` right, or refuses.
 
@@ -200,7 +230,9 @@ class SafeNesting(TorchFunctionMode):
         F.layer_norm: _layer_norm,
         torch.layer_norm: _layer_norm,
         F.instance_norm: _instance_norm,
+        torch.instance_norm: _torch_instance_norm,
         F.batch_norm: _batch_norm,
+        torch.batch_norm: _torch_batch_norm,
     }
 
     def __torch_function__(
