@@ -1,5 +1,7 @@
 """The losses against 50-digit arithmetic, PyTorch's own losses and automatic differentiation."""
 
+import inspect
+
 import mpmath as mp
 import pytest
 import torch
@@ -163,7 +165,7 @@ def test_nothing_overflows_in_either_precision(dtype, head):
 def test_an_unknown_head_is_refused(function):
     # The annotation forbids it under test; the plain function, as users call it, explains.
     with pytest.raises(InputError, match="unknown head 'hinge'"):
-        function.__wrapped__(torch.zeros(1, 2), "hinge")
+        inspect.unwrap(function)(torch.zeros(1, 2), "hinge")
 
 
 def test_class_indices_become_unit_rows():
@@ -217,6 +219,6 @@ def test_labels_that_cannot_be_targets_are_refused_in_one_line(labels, classes, 
 def test_integer_rows_and_an_unknown_head_are_refused():
     matrix = torch.tensor([[0, 1]])
     with pytest.raises(InputError, match=r"shape \(1, 2\): pass one index an example"):
-        as_targets.__wrapped__(matrix, 2)
+        inspect.unwrap(as_targets)(matrix, 2)
     with pytest.raises(InputError, match="unknown head"):
-        as_targets.__wrapped__(torch.tensor([0]), 2, "hinge")
+        inspect.unwrap(as_targets)(torch.tensor([0]), 2, "hinge")
