@@ -295,14 +295,14 @@ def _affordable_pairs(
     beta: float | None,
     batch_size: int,
 ) -> int:
-    """The largest n whose n² pairs fit the time, by the measured speed; at least 2."""
+    """The largest n whose n² pairs fit the time, by the measured speed; at least 4."""
     x = examples.x[:batch_size]
     with torch.no_grad():
         f(x)  # the first pass also sets up; it is not timed
         start = time.perf_counter()
         f(x)
         per_row = (time.perf_counter() - start) / len(x)
-    return max(2, math.isqrt(int(seconds / (per_row * rows_per_pair(nodes, order, alpha, beta)))))
+    return max(4, math.isqrt(int(seconds / (per_row * rows_per_pair(nodes, order, alpha, beta)))))
 
 
 def _self_check_part(
@@ -315,4 +315,10 @@ def _self_check_part(
         )
     except InputError as error:
         return {}, str(error)
-    return asdict(result), ""
+    note = ""
+    if any(result.kinks):
+        note = (
+            f"{max(result.kinks)} of {result.samples} samples lie on a kink (a tie in max-pooling, "
+            "a ReLU at exactly 0), where no derivative exists and q is one of several subgradients"
+        )
+    return asdict(result), note

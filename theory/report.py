@@ -228,7 +228,10 @@ def _cell(claim: Claim) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, platform and the commit of this toolkit, for the record of a run."""
-    names = ("mixup-theory", "torch", "numpy", "scipy", "pandas", "scikit-learn")
+    names = [
+        *("mixup-theory", "jaxtyping", "matplotlib", "numpy", "pandas", "pillow", "pooch"),
+        *("safetensors", "scikit-learn", "scipy", "seaborn", "torch", "tqdm", "tyro"),
+    ]
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
