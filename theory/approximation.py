@@ -129,7 +129,7 @@ def check_approximation(
         alignment, alignment_note = pd.DataFrame(), "not asked for"
         if gradients:
             alignment, alignment_note = _alignment_part(
-                model, f, examples, head, batch_size, progress
+                model, f, examples, head, batch_norm, batch_size, progress
             )
         pairs: dict[str, Any] = {}
         if batch_norm == "eval":
@@ -271,6 +271,7 @@ def _alignment_part(
     f: Function,
     examples: _Data,
     head: Head,
+    batch_norm: BatchNormMode,
     batch_size: int,
     progress: Callable[[float], None],
 ) -> tuple[pd.DataFrame, str]:
@@ -280,7 +281,9 @@ def _alignment_part(
             progress(14 * len(x))
 
     try:
-        return gradient_alignment(model, f, batches(), examples.mean, head), ""
+        return gradient_alignment(
+            model, f, batches(), examples.mean, head, coupled=batch_norm == "batch"
+        ), ""
     except InputError as error:  # a model may well lack second derivatives or parameters
         return pd.DataFrame(), str(error)
 
