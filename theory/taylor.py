@@ -88,7 +88,7 @@ def _terms(curve: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, orde
 
         return evaluate
 
-    # Where gradients are off, PyTorch takes the rules of SiLU and Mish from formulas without a rule.
+    # With gradients off, PyTorch takes SiLU's and Mish's rules from formulas that have none.
     with torch.set_grad_enabled(order > 1), derivative_rules():
         if order < 2:
             values = derivatives(order)(start)
