@@ -147,8 +147,14 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
+def _refuse_none(n: int) -> None:
+    if n == 0:
+        raise InputError("there are no examples: pass at least one")
+
+
 def _pair_indices(n: int, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All ordered pairs (i, j), i = j included, `rows` at a time."""
+    _refuse_none(n)
     for start in range(0, n * n, rows):
         flat = torch.arange(start, min(start + rows, n * n), device=device)
         yield flat // n, flat % n
@@ -159,8 +165,7 @@ def _pairs(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Pieces (i, j, a, weight/n) of all pairs times all quadrature nodes."""
     n = len(x)
-    if n == 0:
-        raise InputError("there are no examples: pass at least one")
+    _refuse_none(n)
     points, weights = (torch.from_numpy(v).to(x.device) for v in law.quadrature(nodes))
     per_pair = len(points)
     for start in range(0, n * n * per_pair, rows):
