@@ -145,7 +145,7 @@ def test_remainder_falls_like_the_next_power(name, order):
     """|f(x + a v) − T_K(a)| ~ a^{K+1}, and the same for the loss."""
     problem = make_problem(case_named(name), n=3, seed=2)
     x, v = problem.x, problem.mean - problem.x
-    # Large enough to stand clear of rounding, small enough for the power after the next not to show.
+    # Large enough to stand clear of rounding, small enough not to see the power after the next.
     a = {1: 2e-3, 2: 4e-3, 3: 7e-3}[order] * np.geomspace(1, 2, 4)
     with torch.no_grad(), evaluating(problem.model) as f:
         f_terms = taylor_terms(f, x, v, order)
