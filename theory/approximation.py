@@ -5,7 +5,6 @@ claim, what holds. It reads no files and trains nothing; `python -m theory.check
 around it.
 """
 
-import copy
 import math
 import time
 from collections import defaultdict
@@ -26,7 +25,7 @@ from theory.errors import InputError
 from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
-from theory.network import BatchNormMode, Function, evaluating
+from theory.network import BatchNormMode, Function, copy_in, evaluating
 from theory.regularizer import measure_theorem_1, rows_per_pair
 from theory.report import Report
 from theory.self_check import derivative_self_check
@@ -186,7 +185,7 @@ def _checked_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         return model
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}: derivatives need a floating-point type")
-    return copy.deepcopy(model).to(dtype)
+    return copy_in(model, dtype)
 
 
 def _gather(

@@ -5,6 +5,7 @@ evaluation mode; these helpers put it there, give it back as it was, and keep Py
 derivative faults out of the results.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -56,6 +57,21 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
         return logits
 
     return f
+
+
+def copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the model whose floating-point parameters and buffers have another type.
+
+    Raises:
+        InputError: If the model holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).to(dtype)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"the model cannot be copied to {str(dtype).removeprefix('torch.')} "
+            f"({_first_line(error)}): keep tensors with a graph, locks and open files out of it"
+        ) from error
 
 
 @contextmanager

@@ -10,7 +10,6 @@ flat background ties, a dead ReLU gets exactly zero. Automatic differentiation t
 several subgradients. Such examples are found by their second difference, counted, and left out.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from theory.errors import InputError
 from theory.first_order import first_order, first_order_coupled
 from theory.losses import Head, probabilities
-from theory.network import BatchNormMode, Function, evaluating
+from theory.network import BatchNormMode, Function, copy_in, evaluating
 from theory.taylor import loss_taylor_terms
 
 STEPS = tuple(10.0**-k for k in range(1, 10))
@@ -76,10 +75,7 @@ def derivative_self_check(
     Raises:
         InputError: If the network cannot be copied, or does not compute in float64.
     """
-    try:
-        exact_model = copy.deepcopy(model).double()
-    except RuntimeError as error:
-        raise InputError(f"the model cannot be copied to float64 ({error})") from error
+    exact_model = copy_in(model, torch.float64)
     x64, y64, mean64 = x.double(), targets.double(), mean.double()
     measure = first_order if batch_norm == "eval" else first_order_coupled
     errors, kinks, steps = [], [], []
