@@ -9,6 +9,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.style import COLORS, style
 from theory.report import Report
@@ -28,7 +29,7 @@ def draw_q(ax: Axes, checks: Sequence[Report]) -> None:
         )  # fmt: skip
     ax.axline((0, 0), slope=1, color="0.4", lw=0.8, ls="--", label="q = q̂")
     ax.set(xlabel="q̂ = (y − g)ᵀf   [nats]", ylabel="exact q   [nats]", title="q against q̂")
-    ax.legend(loc="best")
+    _legend_below(ax)
 
 
 def draw_errors(ax: Axes, checks: Sequence[Report]) -> None:
@@ -45,15 +46,23 @@ def draw_errors(ax: Axes, checks: Sequence[Report]) -> None:
     threshold = checks[-1].claims["q_hat"].threshold
     ax.axhline(threshold, color="0.4", lw=0.8, ls="--", label=f"q̂ ≈ q holds below {threshold:g}")
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="epoch", ylabel="relative to ‖q‖", title="Error through training")
-    ax.legend(loc="best")
+    _legend_below(ax)
 
 
 def draw_correlations(ax: Axes, checks: Sequence[Report]) -> None:
     """Correlation of q̂ with q and alignment of their gradients, through training."""
     epochs = [check.training["epoch"] for check in checks]
+    pearson = [check.agreement.to_dict("index")["pearson"] for check in checks]
+    ax.fill_between(
+        epochs, [row["low"] for row in pearson], [row["high"] for row in pearson],
+        color=COLORS[3], alpha=0.15, lw=0,
+    )  # fmt: skip
     series = {
-        "Pearson(q, q̂)": [float(check.agreement["value"]["pearson"]) for check in checks],
+        "Pearson(q, q̂)": [row["value"] for row in pearson],
         "cos(∇mean|q|, ∇mean|q̂|)": [check.claims["gradient"].value for check in checks],
     }
     for (label, values), color in zip(series.items(), COLORS[3:], strict=False):
@@ -61,7 +70,7 @@ def draw_correlations(ax: Axes, checks: Sequence[Report]) -> None:
     ax.axhline(0, color="0.4", lw=0.8)
     ax.set(xlabel="epoch", ylabel="cosine or correlation", ylim=(-1.05, 1.05))
     ax.set_title("Agreement through training")
-    ax.legend(loc="best")
+    _legend_below(ax)
 
 
 def draw_attribution(ax: Axes, checks: Sequence[Report], most: int = 12) -> None:
@@ -100,7 +109,7 @@ def draw_gaps(ax: Axes, checks: Sequence[Report]) -> None:
     ax.axline((0, 0), slope=1, color="0.4", lw=0.8, ls="--", label="explains all of it")
     ax.set(xlabel="q − q̂   [nats]", ylabel="gap   [nats]")
     ax.set_title(f"Which gap makes the error, {_when(checks[-1])}")
-    ax.legend(loc="best")
+    _legend_below(ax)
 
 
 PANELS: dict[str, Panel] = {
@@ -125,7 +134,7 @@ def panels_of(checks: Sequence[Report]) -> dict[str, Panel]:
 def plot_panel(name: str, checks: Sequence[Report]) -> Figure:
     """One panel as a figure of its own."""
     with style():
-        figure = Figure(figsize=(5.6, 4.0))
+        figure = Figure(figsize=(5.6, 4.4))
         PANELS[name](figure.add_subplot(), checks)
     return figure
 
@@ -135,12 +144,17 @@ def plot_overview(checks: Sequence[Report], title: str = "") -> Figure:
     names = [name for name in panels_of(checks) if name != "agreement"]
     shape = (2, 2) if len(names) == 4 else (1, 3)
     with style():
-        figure = Figure(figsize=(4.4 * shape[1], 3.6 * shape[0]))
+        figure = Figure(figsize=(4.6 * shape[1], 4.0 * shape[0]))
         for ax, name in zip(figure.subplots(*shape).flat, names, strict=True):
             PANELS[name](ax, checks)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
+def _legend_below(ax: Axes) -> None:
+    """Where it covers no data."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+
+
 def _when(check: Report) -> str:
-    return f"epoch {check.training['epoch']:g}" if check.training else "measured"
+    return f"epoch {check.training['epoch']:.3g}" if check.training else "measured"

@@ -170,6 +170,7 @@ def test_second_order_tells_more_of_r_than_the_first_on_a_nearly_linear_net():
     first, second, third = report.regularizer["rest_by_order"]
     assert second < first
     assert third < first
+    assert f"up to order 3: |R − R_3| / |R| = {third:.3g}" in report.claims["first_order"].note
 
 
 def test_report_leaves_the_model_as_it_was():
@@ -225,7 +226,9 @@ def test_a_single_example_is_measured_without_intervals():
     x, y = data(n=1)
     report = check_approximation(small(), [(x, y)], pair_samples=1)
     assert report.samples["q"].iloc[0] == pytest.approx(0, abs=1e-6)
-    assert report.regularizer["r"] == pytest.approx(0, abs=1e-6)
+    assert report.regularizer["r"] == 0
+    assert report.claims["first_order"].verdict == "NOT MEASURED"
+    assert report.claims["first_order"].note == "R is zero on these samples"
     assert math.isnan(report.claims["q_hat"].low)
 
 
@@ -311,6 +314,14 @@ BAD = {
     "two outputs": (Pair, [(X, Y)], {}, "returns tuple"),
     "a scalar": (Column, [(X, Y)], {}, "one row of logits"),
     "one softmax logit": (lambda: nn.Linear(4, 1), [(X, Y)], {}, "sigmoid head"),
+    "pair samples": (small, [(X, Y)], {"pair_samples": 0}, "pair_samples is 0"),
+    "pair seconds": (small, [(X, Y)], {"pair_seconds": -1.0}, "pair_seconds is -1"),
+    "text dtype": (small, [(X, Y)], {"dtype": "float64"}, "pass torch.float32"),
+    "a function": (lambda: lambda x: x[:, :3], [(X, Y)], {}, "pass a torch.nn.Module"),
+    "thresholds": (small, [(X, Y)], {"thresholds": {"q_hat": 1}}, "theory.Thresholds"),
+    "single examples": (small, torch.utils.data.TensorDataset(X, Y), {}, "DataLoader"),
+    "dictionaries": (small, [{"x": X, "y": Y}], {}, r"\[\(x, y\)\]"),
+    "text labels": (small, [(X, ["a"] * 12)], {}, "does not hold numbers"),
     "integer dtype": (small, [(X, Y)], {"dtype": torch.int32}, "floating-point type"),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_command_trains_checks_and_writes_everything(net, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.count("error of q̂") == 3
-    for claim in ("L_mix = L_std + R", "q̂ ≈ q", "|q̂| trains as |q|", "Derivatives are right"):
+    for claim in ("L_mix = L_std + R", "q̂ ≈ q", "q̂ trains as q does", "Derivatives are right"):
         assert claim in done.stdout
 
     reports = read_reports(out / "report.json")
@@ -250,6 +251,9 @@ BAD = {
         ["--model", "lenet", "--data", "cifar10", "--data-dir", "{dir}/no"],
         "{dir}/no",
     ),
+    "nodes zero": (["--model", "lenet", "--nodes", "0"], "--nodes is 0"),
+    "pair-samples zero": (["--model", "lenet", "--pair-samples", "0"], "--pair-samples is 0"),
+    "pair-seconds": (["--model", "lenet", "--pair-seconds", "-1"], "--pair-seconds is -1"),
     "bad condition": (["--model", "lenet", "--fail-on", "q>1"], "--fail-on"),
     "diverging": (["--model", "{net}:net", "--lr", "1e30", "--no-gradients"], "learning rate"),
 }
@@ -262,7 +266,8 @@ def test_bad_input_is_one_line_and_exit_2(case, net, tmp_path, capsys):
     flags = [str(f(tmp_path)) if callable(f) else f.format(**known) for f in flags]
     out = tmp_path / "out"
     extra = () if "samples" in case else ("--samples", "12")
-    code = main([*flags, *extra, "--pair-samples", "2", "--out", str(out)])
+    extra = extra if "pair" in case else (*extra, "--pair-samples", "2")
+    code = main([*flags, *extra, "--out", str(out)])
     captured = capsys.readouterr()
     assert code == 2
     lines = captured.err.strip().splitlines()
@@ -279,7 +284,8 @@ def test_an_unwritable_folder_is_named_before_any_work(net, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "cannot write" in captured.err
+    assert "cannot write to" in captured.err
+    assert str(path) in captured.err
 
 
 def test_what_was_checked_before_a_fault_is_kept(net, tmp_path, capsys):
@@ -287,6 +293,20 @@ def test_what_was_checked_before_a_fault_is_kept(net, tmp_path, capsys):
     flags = ["--model", f"{net}:net", *QUICK, "--lr", "1e30", "--no-gradients", "--out", str(out)]
     assert main(flags) == 2
     assert [r.training["epoch"] for r in read_reports(out / "report.json")] == [0]
+
+
+def test_interrupt_says_what_is_kept_and_where(net, tmp_path):
+    """SIGINT in the middle of training: exit 130, one line, and the first check stays readable."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "theory.check_approx", "--model", f"{net}:net", *QUICK,
+               "--epochs", "1000", "--check-every", "1000", "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # the first check is done
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err == f"interrupted: 1 finished checks are in {out}\n"
+    assert len(read_reports(out / "report.json")) == 1
 
 
 def test_debug_shows_the_traceback_and_still_exits_2(capsys):

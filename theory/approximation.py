@@ -5,6 +5,7 @@ claim, what holds. It reads no files and trains nothing; `python -m theory.check
 around it.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -77,8 +78,8 @@ def check_approximation(
     first-order share on all pairs of a part of the data (Zou, Verma et al., "MixupE", UAI 2023).
 
     Args:
-        model: Any module that maps a batch to logits of shape (batch, classes) or (batch,). It is
-            measured in evaluation mode, on its own device, and left as it was.
+        model: Any module that maps a floating-point batch to logits of shape (batch, classes) or
+            (batch,). It is measured in evaluation mode, on its own device, and left as it was.
         data: Iterable of (x, y) batches; y holds class indices or probability rows. Read once.
         alpha: α of Mixup's Beta(α, β).
         beta: β; α where it is not given.
@@ -90,10 +91,10 @@ def check_approximation(
         dtype: Precision to measure in (on a copy); the model's own where it is not given.
         batch_size: Examples in one pass.
         gradients: Whether to measure the gradient alignment, the dearest part.
-        nodes: Quadrature nodes for the expectation over λ.
+        nodes: Quadrature nodes for the expectation over λ; the error that they leave is measured.
         pair_samples: Number of examples whose pairs are all taken for the exact R, at most the
             number in `data`. Where it is not given, as many as `pair_seconds` allow.
-        pair_seconds: Time for that part, in seconds; the network's speed is measured first.
+        pair_seconds: About how long that part may take; the network's speed is measured first.
         thresholds: What the claims are held against.
         seed: Of the bootstrap.
         on_progress: Called now and then with the work done since the last call, in forward passes
@@ -106,10 +107,20 @@ def check_approximation(
         InputError: If the data, the model or an option cannot be used.
     """
     thresholds = thresholds or Thresholds()
+    if not isinstance(thresholds, Thresholds):
+        raise InputError("thresholds are no Thresholds: pass theory.Thresholds(q_hat=0.5), say")
     relabelled_law(alpha, beta)  # refuses a bad α or β before any work
-    for name, number in (("order", order), ("nodes", nodes), ("batch_size", batch_size)):
-        if number < 1:
+    counts = {
+        "order": order,
+        "nodes": nodes,
+        "batch_size": batch_size,
+        "pair_samples": pair_samples,
+    }
+    for name, number in counts.items():
+        if number is not None and number < 1:
             raise InputError(f"{name} is {number}: it must be at least 1")
+    if not 0 < pair_seconds < math.inf:
+        raise InputError(f"pair_seconds is {pair_seconds}: it must be positive and finite")
     if order > 1 and batch_norm == "batch":
         raise InputError(
             "order above 1 with batch_norm='batch' is refused: PyTorch's nested jvp returns wrong "
@@ -171,6 +182,10 @@ def check_approximation(
 
 
 def _checked_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype is {dtype!r}: pass torch.float32 or torch.float64")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"the model's {name} holds NaN or Inf: train or load it anew")
@@ -193,9 +208,16 @@ def _gather(
     """All examples in one tensor of the model's precision, with validated targets and x̄'."""
     xs, ys = [], []
     for batch in data:
-        if isinstance(batch, Tensor) or len(batch) != 2:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise InputError("data must yield (x, y) pairs of tensors: pass [(x, y)] for one batch")
-        x, y = (torch.as_tensor(part) for part in batch)
+        try:
+            x, y = (torch.as_tensor(part) for part in batch)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"a batch does not hold numbers ({error}): pass tensors") from error
+        if x.ndim == 0 or y.ndim == 0:
+            raise InputError(
+                "data yields single examples: wrap the data set in a DataLoader to have batches"
+            )
         if len(x) != len(y):
             raise InputError(f"a batch holds {len(x)} inputs and {len(y)} labels: they must match")
         xs.append(x)
@@ -295,7 +317,8 @@ def _self_check_part(
     note = ""
     if any(result.kinks):
         note = (
-            f"{max(result.kinks)} of {result.samples} samples lie on a kink (a tie in max-pooling, "
-            "a ReLU at exactly 0), where no derivative exists and q is one of several subgradients"
+            f"{max(result.kinks)} of the {result.samples} samples tested lie on a kink (a tie in "
+            "max-pooling, a ReLU at exactly 0), where no derivative exists and q is one of several "
+            "subgradients"
         )
     return asdict(result), note

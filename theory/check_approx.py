@@ -39,7 +39,6 @@ from theory.report import Report, claims_table, write_reports
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
 
 PROG = "python -m theory.check_approx"
-NODES = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Config:
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
     data: str = "digits"
-    """digits (embedded), cifar10, cifar100 or svhn"""
+    """digits (embedded), cifar10, cifar100 or svhn; all are 3 × 32 × 32"""
     data_dir: Path | None = None
     """Folder that holds the published files; without it they are downloaded and verified"""
     objective: Literal["erm", "mixup", "mixupe"] = "mixupe"
@@ -84,10 +83,12 @@ class Config:
     """Check with running statistics (eval) or with those of each batch (batch)"""
     gradients: bool = True
     """Compare the parameter gradients of |q| and |q̂| (half of a check's time)"""
+    nodes: int = 8
+    """Quadrature nodes for the expectation over λ"""
     pair_samples: int | None = None
     """Examples whose pairs are all taken for the exact regulariser; as many as fit if not given"""
     pair_seconds: float = 15.0
-    """Seconds that this part may take at each check"""
+    """About how many seconds this part may take at each check"""
     thresholds: Annotated[Thresholds, tyro.conf.arg(name="threshold")] = field(
         default_factory=Thresholds
     )
@@ -97,7 +98,8 @@ class Config:
     out: Path | None = None
     """Folder for report.json, samples.csv and figures; runs/check_approx/… if not given"""
     fail_on: tuple[str, ...] = ()
-    """Conditions such as "q_hat>0.5" "pearson<0.9" that make the exit code 1"""
+    """Conditions such as "q_hat>0.5" "pearson<0.9" that make the exit code 1 if the last check
+    meets them, or could not measure them"""
     debug: bool = False
     """Show the traceback of an error"""
 
@@ -156,7 +158,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
                 dtype=getattr(torch, config.dtype),
                 batch_size=config.batch_size,
                 gradients=config.gradients,
-                nodes=NODES,
+                nodes=config.nodes,
                 pair_samples=pairs,
                 pair_seconds=config.pair_seconds,
                 thresholds=config.thresholds,
@@ -164,10 +166,11 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
                 on_progress=progress.add,
             )
             settings = {**_as_json(config), **report.settings, "source": data.source}
+            settings["mean"] = "training data"
             reports.append(replace(report, training=state, settings=settings))
-            progress.checked(reports)
             if on_check:
                 on_check(reports)
+            progress.checked(reports)
     return reports
 
 
@@ -207,7 +210,7 @@ class _Progress:
 
     def __init__(self, config: Config, examples: int, samples: int) -> None:
         self._checks = 1 + math.ceil(config.epochs / config.check_every - 1e-9)
-        settings = PairSettings(config.alpha, config.beta, order=config.order, nodes=NODES)
+        settings = PairSettings(config.alpha, config.beta, order=config.order, nodes=config.nodes)
         self._pair_work = settings.rows_per_pair
         self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
         one = samples * (_FIRST_ORDER_WORK + (_GRADIENT_WORK if config.gradients else 0))
@@ -243,7 +246,7 @@ class _Progress:
         loss = "" if state["train_loss"] is None else f"training loss {state['train_loss']:.3f}, "
         correlation = float(report.agreement["value"]["pearson"])
         self._bar.write(
-            f"epoch {state['epoch']:<5g} {loss}error of q̂ {value['q_hat']:.2f} (normalisation "
+            f"epoch {state['epoch']:<5.3g} {loss}error of q̂ {value['q_hat']:.2f} (normalisation "
             f"{value['normalization']:.2f}, homogeneity {value['homogeneity']:.2f}), correlation "
             f"{correlation:+.2f}",
             file=sys.stdout,
@@ -253,13 +256,13 @@ class _Progress:
 
 def _check_numbers(config: Config) -> None:
     beta_law(config.alpha, config.beta)
-    bounds = {"epochs": (config.epochs, 0.0), "samples": (config.samples, 1),
-              "order": (config.order, 1), "batch_size": (config.batch_size, 2),
-              "pair_samples": (config.pair_samples or 1, 1)}  # fmt: skip
-    for name, (value, least) in bounds.items():
-        if not (least <= value < math.inf):
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} is {value}: it must be at least {least:g} and finite")
+    if not 0 <= config.epochs < math.inf:
+        raise InputError(f"--epochs is {config.epochs}: it must be 0 or positive, and finite")
+    counts = {"samples": 1, "order": 1, "batch_size": 2, "nodes": 1, "pair_samples": 1}
+    for name, least in counts.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least {least}")
     for name in ("check_every", "pair_seconds", "lr"):
         value = getattr(config, name)
         if not (0 < value < math.inf):
@@ -284,7 +287,9 @@ def _probe(data: ImageData, samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """Training examples to check, classes in proportion where their number allows it."""
     n = len(data.x_train)
     if samples > n:
-        raise InputError(f"--samples is {samples} and {data.name} has {n} training examples")
+        raise InputError(
+            f"--samples is {samples}: {data.name} has {n} training examples, ask for fewer"
+        )
     if samples == n:
         return data.x_train, data.y_train
     labels = data.y_train.numpy()
@@ -322,6 +327,11 @@ def save(folder: Path, reports: Sequence[Report]) -> None:
     )
 
 
+def _keep(folder: Path, reports: Sequence[Report], finished: list[Report]) -> None:
+    save(folder, reports)
+    finished[:] = reports
+
+
 def save_figures(folder: Path, reports: Sequence[Report]) -> list[Path]:
     """Draws every figure that the checks can fill; returns the files."""
     settings = reports[-1].settings
@@ -341,13 +351,20 @@ def run(config: Config) -> int:
     """Measures, saves and prints; the exit code."""
     for text in config.fail_on:
         parse_condition(text)
-    name = re.sub(r"[^\w.-]+", "_", f"{Path(config.model).name}-{config.data}-{config.objective}")
+    training = config.objective if config.epochs > 0 else "as-is"
+    name = re.sub(r"[^\w.-]+", "_", f"{Path(config.model).name}-{config.data}-{training}")
     folder = config.out or Path("runs") / "check_approx" / name
     check_writable(folder)
     with warnings.catch_warnings():
         # Said once by torch.func on first use; nothing that a user of this command can act on.
         warnings.filterwarnings("ignore", message="`torch.jit.script` is")
-        reports = measure(config, on_check=lambda done: save(folder, done))
+        finished: list[Report] = []
+        try:
+            reports = measure(config, on_check=lambda done: _keep(folder, done, finished))
+        except KeyboardInterrupt:
+            kept = f"{len(finished)} finished checks are in {folder}" if finished else "nothing yet"
+            print(f"interrupted: {kept}", file=sys.stderr)
+            return 130
     figures = save_figures(folder, reports)
     shown = reports if len(reports) == 1 else [reports[0], reports[-1]]
     print(f"\n{claims_table(shown)}\n")

@@ -52,7 +52,7 @@ def run_command(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what was finished before has been kept", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 

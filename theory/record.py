@@ -96,9 +96,13 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     Raises:
         InputError: If that cannot be done. Nothing is left behind either way but the folder.
     """
-    probe = Path(folder) / ".writable"
-    write_atomically(probe, lambda path: path.write_text(""))
-    probe.unlink()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror}): name a folder you may write to"
+        ) from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

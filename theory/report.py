@@ -75,7 +75,9 @@ class Report:
             examples' shares, NaN where only the total is known). What no module accounts for
             stands in the row "(unattributed)".
         alignment: As from `theory.alignment.gradient_alignment`; empty if it was not asked for.
-        regularizer: Exact and truncated regulariser on all pairs of a part of the examples.
+        regularizer: Exact and truncated regulariser on all pairs of a part of the examples, as from
+            `theory.regularizer.measure_theorem_1`; `r_by_order[K − 1]` is R_K, the expansion up to
+            and with order K. Empty where it is not defined (batch statistics).
         self_check: Errors of the derivatives against central differences.
         settings: What the check was asked to do.
         training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.
@@ -188,14 +190,14 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
 def claims_table(reports: Sequence[Report]) -> str:
     """The claims as a table, one row a claim and one column a report."""
     titles = [
-        f"epoch {report.training['epoch']:g}" if report.training else "measured"
+        f"epoch {report.training['epoch']:.3g}" if report.training else "measured"
         for report in reports
     ]
-    rows = [["claim", "measured as", "holds if", *titles]]
+    rows = [["name", "claim", "measured as", "holds if", *titles]]
     for name, claim in reports[-1].claims.items():
         bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
         rows.append(
-            [claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
+            [name, claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
         )
     widths = [max(_width(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
@@ -206,6 +208,8 @@ def claims_table(reports: Sequence[Report]) -> str:
     notes = [
         f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
     ]  # fmt: skip
+    if any(not math.isnan(c.low) for report in reports for c in report.claims.values()):
+        notes.append("[low, high]: 95 % bootstrap interval over the samples")
     return "\n".join([*(line.rstrip() for line in lines), *notes])
 
 

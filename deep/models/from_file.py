@@ -53,7 +53,10 @@ def model_from_file(spec: str, **offered: object) -> nn.Module:
         try:
             model = call_with_named(factory, **offered)
         except Exception as error:
-            raise InputError(f"{spec} failed: {_describe(error, path)}") from error
+            raise InputError(
+                f"{spec} failed: {_describe(error, path)} (it is called with those of "
+                f"{', '.join(offered)} that it names)"
+            ) from error
     finally:
         sys.path.remove(folder)
     if not isinstance(model, nn.Module):

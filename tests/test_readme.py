@@ -1,0 +1,53 @@
+"""What the README shows is what the code and the records in `results/` say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from theory import read_reports
+from theory.report import claims_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLES = re.findall(r"<!-- table: (\S+) -->\n```\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("record", "shown"), TABLES, ids=[record for record, _ in TABLES])
+def test_tables_are_those_of_the_records(record, shown):
+    reports = read_reports(ROOT / record)
+    ends = [reports[0], reports[-1]] if len(reports) > 1 else reports
+    assert shown == claims_table(ends) + "\n"
+    assert reports[-1].environment["commit"]
+    assert "+changes" not in reports[-1].environment["commit"]
+
+
+def test_there_are_tables_to_compare():
+    assert TABLES
+
+
+def test_links_and_pictures_lead_to_files():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_library_example_runs_as_it_stands(tmp_path):
+    example = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "torch" in b)
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "L_mix = L_std + R" in done.stdout
+    assert (tmp_path / "report.json").exists()
+
+
+def test_commands_named_in_the_readme_exist():
+    flags = set(re.findall(r"(--[a-z][a-z.-]+)", README)) - {"--index-url"}
+    help_text = subprocess.run(
+        [sys.executable, "-m", "theory.check_approx", "--help"],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    ).stdout  # fmt: skip
+    assert {flag for flag in flags if flag not in help_text} <= {"--help"}
