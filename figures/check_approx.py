@@ -4,6 +4,7 @@ All of them read the checks of one run in order (`theory.read_reports`), before 
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import seaborn as sns
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.style import COLORS, style
+from theory.record import write_atomically
 from theory.report import Report
 
 Panel = Callable[[Axes, Sequence[Report]], None]
@@ -139,8 +141,14 @@ def plot_panel(name: str, checks: Sequence[Report]) -> Figure:
     return figure
 
 
-def plot_overview(checks: Sequence[Report], title: str = "") -> Figure:
+def plot_overview(checks: Sequence[Report]) -> Figure:
     """The main panels in one figure."""
+    settings = checks[-1].settings
+    title = ""
+    if "model" in settings:  # the command's own settings; a library user has none
+        title = f"{Path(settings['model']).name} on {settings['data']}"
+        if len(checks) > 1:
+            title += f", trained by {settings['objective']}"
     names = [name for name in panels_of(checks) if name != "agreement"]
     shape = (2, 2) if len(names) == 4 else (1, 3)
     with style():
@@ -149,6 +157,20 @@ def plot_overview(checks: Sequence[Report], title: str = "") -> Figure:
             PANELS[name](ax, checks)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+def save(folder: Path, checks: Sequence[Report], names: Sequence[str] | None = None) -> list[Path]:
+    """Draws every figure that the checks can fill, or those named; returns the files.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    paths = []
+    for name in names or [*panels_of(checks), "overview"]:
+        figure = plot_overview(checks) if name == "overview" else plot_panel(name, checks)
+        paths.append(folder / f"{name}.png")
+        write_atomically(paths[-1], figure.savefig)
+    return paths
 
 
 def _legend_below(ax: Axes) -> None:

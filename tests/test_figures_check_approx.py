@@ -8,8 +8,10 @@ import torch
 from matplotlib import rcParams
 from torch import nn
 
+from figures.__main__ import main
 from figures.check_approx import PANELS, panels_of, plot_overview, plot_panel
 from theory import check_approximation
+from theory.report import write_reports
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,16 @@ def test_style_does_not_leak(checks):
     before = dict(rcParams)
     plot_overview(checks)
     assert dict(rcParams) == before
+
+
+def test_command_draws_a_record_anew(checks, tmp_path, capsys):
+    write_reports(tmp_path / "report.json", checks)
+    assert main([str(tmp_path / "report.json"), "--out", str(tmp_path / "new")]) == 0
+    drawn = {path.name for path in (tmp_path / "new").iterdir()}
+    assert drawn == {*(f"{name}.png" for name in PANELS), "overview.png"}
+    assert len(capsys.readouterr().out.splitlines()) == len(drawn)
+
+
+def test_command_refuses_what_is_no_record(tmp_path, capsys):
+    assert main([str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -26,7 +26,7 @@ from deep.data.images import ImageData, load_images
 from deep.models import resolve_model
 from deep.objective import build_objective
 from deep.train import train
-from figures.check_approx import panels_of, plot_overview, plot_panel
+from figures.check_approx import save as save_figures
 from theory.approximation import check_approximation
 from theory.command import run_command
 from theory.errors import InputError
@@ -330,21 +330,6 @@ def save(folder: Path, reports: Sequence[Report]) -> None:
 def _keep(folder: Path, reports: Sequence[Report], finished: list[Report]) -> None:
     save(folder, reports)
     finished[:] = reports
-
-
-def save_figures(folder: Path, reports: Sequence[Report]) -> list[Path]:
-    """Draws every figure that the checks can fill; returns the files."""
-    settings = reports[-1].settings
-    title = f"{Path(settings['model']).name} on {settings['data']}"
-    if len(reports) > 1:
-        title += f", trained by {settings['objective']}"
-    figures = {name: plot_panel(name, reports) for name in panels_of(reports)}
-    figures["overview"] = plot_overview(reports, title)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        write_atomically(paths[-1], figure.savefig)
-    return paths
 
 
 def run(config: Config) -> int:
