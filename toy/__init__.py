@@ -1,0 +1,1 @@
+"""The implicit bias of ERM and of Mixup on separable toy data."""
