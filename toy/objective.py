@@ -1,0 +1,227 @@
+"""The population objectives of a linear model f = w·x, in log space, exact over pairs and λ.
+
+With labels y = ±1, z = y x, t = (1 + y)/2, and i, j running over the sample independently:
+
+    erm            (1/n)  Σ_i   softplus(−w·z_i)
+    mixup-signed   (1/n²) Σ_ij  E_λ softplus(−w·(λ z_i + (1−λ) z_j))
+    mixup-soft     (1/n²) Σ_ij  E_λ [softplus(f_λ) − t_λ f_λ],   f_λ, t_λ mixed alike
+
+"mixup-signed" mixes label-absorbed points; "mixup-soft" mixes points and labels, which is Mixup
+(Zhang et al., ICLR 2018) on the logistic loss. λ ~ Beta(α, α), by quadrature.
+
+Margins grow like log t, so losses reach 1e-400 where margins are a mere 921. Everything is
+therefore carried as exp(shift) × an ordinary number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.special import expit
+
+from theory.errors import InputError
+from theory.mixing import beta_law
+from toy.data import ToyData
+
+Protocol = Literal["erm", "mixup-signed", "mixup-soft"]
+PROTOCOLS: tuple[Protocol, ...] = ("erm", "mixup-signed", "mixup-soft")
+
+
+def shifted_losses(
+    margins: Float64[np.ndarray, "..."], shift: Float64[np.ndarray, "..."]
+) -> tuple[Float64[np.ndarray, "..."], Float64[np.ndarray, "..."]]:
+    """softplus(−m) and its slope σ(−m), both times exp(shift), for any size of m.
+
+    Args:
+        margins: m.
+        shift: Broadcasts against m; 0 ≤ shift ≤ max(m, 0) keeps both results in range.
+
+    Returns:
+        (exp(shift) softplus(−m), exp(shift) σ(−m)).
+    """
+    # Below −700 the slope is 1 and the loss is −m, to the last bit.
+    tail = np.exp(np.minimum(shift - margins, 700.0))
+    plain = tail * np.exp(-shift)
+    # log(1 + v) / v, which is 1 wherever v has underflowed.
+    ratio = np.ones_like(plain)
+    np.divide(np.log1p(plain), plain, out=ratio, where=plain > 0.0)
+    return tail * ratio + np.maximum(-margins - 700.0, 0.0), tail / (1.0 + plain)
+
+
+def log_losses(margins: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+    """The natural logarithm of softplus(−m), elementwise; right at 1e-400 and beyond."""
+    shift = np.maximum(margins, 0.0)
+    return np.log(shifted_losses(margins, shift)[0]) - shift
+
+
+def mix_pairs(
+    values: Float64[np.ndarray, "*runs n"], lam: Float64[np.ndarray, "*runs q"]
+) -> Float64[np.ndarray, "*runs q n n"]:
+    """λ v_i + (1−λ) v_j for every λ and every pair (i, j)."""
+    lam = lam[..., None, None]
+    return lam * values[..., None, :, None] + (1.0 - lam) * values[..., None, None, :]
+
+
+def _average(
+    weights: Float64[np.ndarray, "*runs q"], values: Float64[np.ndarray, "*runs q n n"]
+) -> Float64[np.ndarray, "*runs n n"]:
+    flat = values.reshape(*values.shape[:-2], -1)
+    return (weights[..., None, :] @ flat).reshape(*values.shape[:-3], *values.shape[-2:])
+
+
+def evaluate(
+    protocol: Protocol,
+    u: Float64[np.ndarray, "*runs n"],
+    targets: Float64[np.ndarray, "*runs n"],
+    lam: Float64[np.ndarray, "*runs q"],
+    weights: Float64[np.ndarray, "*runs q"],
+    pair_weights: Float64[np.ndarray, "n n"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Risk and slopes of one protocol at outputs u, for any number of runs at once.
+
+    Args:
+        protocol: Which risk; "erm" uses neither λ nor the pairs.
+        u: Outputs w·p_i.
+        targets: t_i for "mixup-soft"; the others do not look at it.
+        lam: Nodes of λ.
+        weights: Their weights, summing to one.
+        pair_weights: Weights of the pairs (i, j), summing to one.
+
+    Returns:
+        (log risk, shift, pull) with −∂risk/∂u_i = exp(shift) pull_i.
+    """
+    if protocol == "mixup-soft":
+        shift = np.zeros(u.shape[:-1])
+        mixed, labels = mix_pairs(u, lam), mix_pairs(targets, lam)
+        losses, slopes = np.logaddexp(0.0, mixed) - labels * mixed, labels - expit(mixed)
+    else:
+        shift = np.maximum(u.min(-1), 0.0)
+        if protocol == "erm":
+            losses, slopes = shifted_losses(u, shift[..., None])
+            return np.log(losses.mean(-1)) - shift, -shift, slopes / u.shape[-1]
+        losses, slopes = shifted_losses(mix_pairs(u, lam), shift[..., None, None, None])
+    risk = (_average(weights, losses) * pair_weights).sum((-1, -2))
+    # The pair (i, j) pulls i with λ and j with 1 − λ.
+    first = _average(weights * lam, slopes) * pair_weights
+    second = _average(weights * (1.0 - lam), slopes) * pair_weights
+    return np.log(risk) - shift, -shift, first.sum(-1) + second.sum(-2)
+
+
+def lobatto_rule(
+    alpha: float, nodes: int
+) -> tuple[Float64[np.ndarray, " q"], Float64[np.ndarray, " q"]]:
+    """Gauss–Lobatto–Jacobi rule for λ ~ Beta(α, α): (λ, weights), `nodes` + 2 of each.
+
+    E[φ] = (φ(0) + φ(1))/2 + α/(2(2α+1)) E_{Beta(α+1, α+1)}[(φ − chord)/(λ(1−λ))], the last by
+    Gauss–Jacobi. As α → 0 the mass moves to the ends, where a plain Gauss–Jacobi rule knows the
+    inner weights (of order α) only to 1e-16 absolutely; here they keep their relative accuracy.
+
+    Raises:
+        InputError: If α is not positive and finite, or there is no node.
+    """
+    beta_law(alpha)
+    a, inner = beta_law(alpha + 1.0).quadrature(nodes)
+    inner = inner * alpha / (2.0 * (2.0 * alpha + 1.0)) / (a * (1.0 - a))
+    end = (1.0 - inner.sum()) / 2.0
+    return np.r_[0.0, 1.0 - a, 1.0], np.r_[end, inner, end]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One protocol on one set, as a function of the n outputs u_i = w·p_i of the linear model.
+
+    Attributes:
+        data: The set.
+        protocol: "erm", "mixup-signed" or "mixup-soft".
+        alpha: Beta's parameter; ignored by "erm".
+        nodes: Quadrature nodes for λ.
+        diagonal: Whether the pairs i = j belong to the average, as in the paper's 1/n² Σ_ij.
+
+    Raises:
+        InputError: If alpha is not positive, or one of the other values is unknown or too small.
+    """
+
+    data: ToyData
+    protocol: Protocol = "erm"
+    alpha: float = 1.0
+    nodes: int = 48
+    diagonal: bool = True
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise InputError(
+                f"unknown protocol {self.protocol!r}; choose one of {', '.join(PROTOCOLS)}"
+            )
+        if not self.diagonal and len(self.data.y) < 2:
+            raise InputError("without the diagonal at least two points are needed")
+        lobatto_rule(self.alpha, self.nodes)
+
+    @cached_property
+    def points(self) -> Float64[np.ndarray, "n d"]:
+        """p_i: z_i where labels are absorbed, x_i for "mixup-soft"."""
+        return self.data.x if self.protocol == "mixup-soft" else self.data.signed
+
+    @cached_property
+    def rule(self) -> tuple[Float64[np.ndarray, " q"], Float64[np.ndarray, " q"]]:
+        """(λ, weights) of the quadrature over λ."""
+        return lobatto_rule(self.alpha, self.nodes)
+
+    @cached_property
+    def pair_weights(self) -> Float64[np.ndarray, "n n"]:
+        """The weight of the pair (i, j); the sum is one."""
+        n = len(self.data.y)
+        weights = np.ones((n, n))
+        if not self.diagonal:
+            np.fill_diagonal(weights, 0.0)
+        return weights / weights.sum()
+
+    @cached_property
+    def targets(self) -> Float64[np.ndarray, " n"]:
+        """t_i in {0, 1}: the probability that label-mixing starts from; all 1 if absorbed."""
+        return (1.0 + self.data.y) / 2.0 if self.protocol == "mixup-soft" else np.ones_like(self.data.y)
+
+    def evaluate(self, w: Float64[np.ndarray, " d"]) -> tuple[float, float, np.ndarray]:
+        """The risk and its slopes at w, free of underflow.
+
+        Returns:
+            (log of the risk, shift, pull) where −∂risk/∂u_i = exp(shift) pull_i for the outputs
+            u = points @ w, so that −∇risk(w) = exp(shift) pull @ points.
+        """
+        u = self.points @ w
+        log_risk, shift, pull = evaluate(
+            self.protocol, u, self.targets, *self.rule, self.pair_weights
+        )
+        return float(log_risk), float(shift), pull
+
+    def hessian(self, w: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, "d d"]:
+        """∇²risk(w) = Pᵀ A P, A_ij collecting what the mixed pairs put on (u_i, u_j)."""
+        u = self.points @ w
+        if self.protocol == "erm":
+            return (self.points.T * (expit(u) * expit(-u))) @ self.points / u.size
+        mixed = mix_pairs(u, self.rule[0])
+        curvature = expit(mixed) * expit(-mixed)
+        lam, weights = self.rule
+        cross = np.tensordot(weights * lam * (1.0 - lam), curvature, 1) * self.pair_weights
+        first = np.tensordot(weights * lam**2, curvature, 1) * self.pair_weights
+        second = np.tensordot(weights * (1.0 - lam) ** 2, curvature, 1) * self.pair_weights
+        a = cross + cross.T + np.diag(first.sum(1) + second.sum(0))
+        return self.points.T @ a @ self.points
+
+    def smoothness(self) -> float:
+        """L = λ_max(E[p̃ p̃ᵀ])/4, the Lipschitz constant of the gradient (softplus'' ≤ 1/4).
+
+        For a mixed point E[p̃ p̃ᵀ] follows from E[λ²] and E[λ(1−λ)], no quadrature.
+        """
+        p = self.points
+        second = p.T @ p / len(p)
+        if self.protocol != "erm":
+            square = beta_law(self.alpha).moment(2)
+            w = self.pair_weights
+            own = p.T @ (w.sum(0)[:, None] * p)
+            other = p.T @ w @ p
+            second = 2.0 * square * own + 2.0 * (0.5 - square) * other
+        return float(np.linalg.eigvalsh(second)[-1] / 4.0)
