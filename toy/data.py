@@ -119,15 +119,16 @@ def soudry(rng: np.random.Generator, skewed: bool = False, others: int = 12) -> 
     Four support vectors ±(0.5, 1.5) and ±(1.5, 0.5) give the direction (1, 1)/√2 and the margin √2;
     `others` random points, half of each class, lie off the margin. By the symmetry of the support
     vectors the limit of w(t) − ŵ log t is parallel to ŵ, so the angle gap falls like a power of t,
-    not of log t. With `skewed` the second pair is ±(1.25, 0.75): same direction, same margin, but
-    duals in the ratio 1 : 2, and the generic 1/log² t.
+    not of log t. With `skewed` the second pair is ±(1.25, 0.75) and the other points lie to
+    one side: same direction, same margin, but duals in the ratio 1 : 2, the generic 1/log² t, and
+    gradients that start well away from ŵ.
     """
     second = (1.25, 0.75) if skewed else (1.5, 0.5)
     z = np.array([(0.5, 1.5), second])
     u = np.array([1.0, 1.0]) / np.sqrt(2.0)
     v = np.array([1.0, -1.0]) / np.sqrt(2.0)
-    along = np.sqrt(2.0) * (1.25 + rng.exponential(0.6, others))
-    across = rng.uniform(-1.5, 1.5, others)
+    along = np.sqrt(2.0) * (1.6 + rng.exponential(0.6, others))
+    across = rng.uniform(-1.5, 1.5, others) + (1.0 if skewed else 0.0)
     rest = along[:, None] * u + across[:, None] * v
     y = np.concatenate([[1.0, 1.0, -1.0, -1.0], np.where(np.arange(others) % 2 == 0, 1.0, -1.0)])
     x = y[:, None] * np.concatenate([z, z, rest])

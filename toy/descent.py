@@ -37,11 +37,11 @@ class Recipe:
         algorithm: "gd" (full batch), "sgd", "momentum" (heavy ball, full batch) or "adam" (full
             batch, β = (0.9, 0.999), ε = 1e-8).
         steps: Number of steps.
-        step: Step size for every run; by default each run's 1/L (0.01 for Adam).
+        step: Step size for every run; by default what `step_limit` suggests for each.
         sampled: Draw λ and partners every step, instead of the exact expectation.
         batch: Points in a step of "sgd", drawn with replacement.
         momentum: Heavy-ball coefficient in [0, 1).
-        records: Number of recorded steps, evenly spaced in log(step).
+        records: Number of recorded steps, evenly spaced in log(step), the last one among them.
 
     Raises:
         InputError: If a value is out of its range.
@@ -86,15 +86,16 @@ def step_limit(objective: Objective, recipe: Recipe) -> tuple[float, float]:
     """(the largest stable step size, the suggested one) for a smooth convex risk.
 
     Gradient descent is stable below 2/L, the heavy ball below 2(1 + β)/L; SGD's L is that of its
-    worst single point, max ‖p_i‖²/4. Adam's step does not scale with the gradient: no limit.
+    worst single point, max ‖p_i‖²/4. The suggestion is 1/L, for the heavy ball (1 − β)/L: at larger
+    steps it overshoots to a norm from which the direction turns only after exponential time. Adam's step does not scale with the gradient: no limit.
     """
     if recipe.algorithm == "adam":
         return np.inf, 0.01
     smoothness = objective.smoothness()
     if recipe.algorithm == "sgd":
         smoothness = float((objective.points**2).sum(1).max() / 4.0)
-    factor = 1.0 + recipe.momentum if recipe.algorithm == "momentum" else 1.0
-    return 2.0 * factor / smoothness, 1.0 / smoothness
+    beta = recipe.momentum if recipe.algorithm == "momentum" else 0.0
+    return 2.0 * (1.0 + beta) / smoothness, (1.0 - beta) / smoothness
 
 
 def _step_sizes(objectives: Sequence[Objective], recipe: Recipe) -> np.ndarray:
@@ -110,9 +111,7 @@ def _step_sizes(objectives: Sequence[Objective], recipe: Recipe) -> np.ndarray:
     return np.full(len(limits), recipe.step)
 
 
-def draws(
-    objectives: Sequence[Objective], seeds: Sequence[int], recipe: Recipe
-) -> Iterator[Draw]:
+def draws(objectives: Sequence[Objective], seeds: Sequence[int], recipe: Recipe) -> Iterator[Draw]:
     """Endless draws of (λ, points, partners), one a step; each run has its own generator.
 
     Partners are uniform over the whole sample, the point itself included, so that the expected
@@ -230,7 +229,7 @@ def descend(
         gradient = sampled_gradient(objectives, draws(objectives, seeds, recipe))
     else:
         gradient = _exact_gradient(objectives)
-    spaced = np.geomspace(1, recipe.steps, recipe.records)
+    spaced = np.geomspace(recipe.steps, 1, recipe.records)
     marks = np.unique(np.round(spaced).astype(np.int64))
     w = np.zeros((len(objectives), objectives[0].points.shape[1]))
     kept, done = [], 0

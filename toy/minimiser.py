@@ -95,12 +95,13 @@ def _newton(
     objective: Objective, basis: np.ndarray, start: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, float, int]:
     """Damped Newton in the span of the points: (w, gradient norm, steps)."""
-    w = start
+    w, size = start, np.inf
     log_risk, shift, pull = objective.evaluate(w)
     for step in range(200):
         gradient = -np.exp(shift) * (pull @ objective.points) @ basis
-        size = float(np.linalg.norm(gradient))
-        if size <= tolerance:
+        before, size = size, float(np.linalg.norm(gradient))
+        # At small α the risk itself is small: go on as long as Newton still gains.
+        if size <= tolerance and size > 0.1 * before or size == 0.0:
             return w, size, step
         direction = np.linalg.solve(basis.T @ objective.hessian(w) @ basis, -gradient)
         slope = float(gradient @ direction)
@@ -121,7 +122,7 @@ def minimise(objective: Objective, tolerance: float = 1e-12, max_nodes: int = 76
     """The minimiser by Newton's method to a gradient norm of `tolerance`.
 
     Quadrature nodes are added, half as many again at a time, until the minimiser moves by less than
-    1e-10 of its size.
+    1e-10 of its size, or by what rounding of the gradient moves it.
 
     Args:
         objective: Usually "mixup-soft"; any objective with a finite minimiser will do.
@@ -138,14 +139,18 @@ def minimise(objective: Objective, tolerance: float = 1e-12, max_nodes: int = 76
     basis = rows[:rank].T
     w, size, steps = _newton(objective, basis, np.zeros(p.shape[1]), tolerance)
     iterations, nodes = steps, objective.nodes
-    moved = np.inf if objective.protocol != "erm" else 0.0
-    while moved > 1e-10 and nodes < max_nodes:
+    moved, floor = (0.0, 1.0) if objective.protocol == "erm" else (np.inf, 1e-10)
+    while moved > floor and nodes < max_nodes:
         nodes = min(nodes * 3 // 2, max_nodes)
         before, objective = w, replace(objective, nodes=nodes)
         w, size, steps = _newton(objective, basis, w, tolerance)
         iterations += steps
-        moved = float(np.linalg.norm(w - before) / max(np.linalg.norm(w), 1e-300))
-    if size > tolerance or moved > 1e-10:
+        length = max(float(np.linalg.norm(w)), 1e-300)
+        moved = float(np.linalg.norm(w - before)) / length
+        # The gradient rounds to 1e-16 |p|; at small α the curvature is small and w feels that.
+        flattest = np.linalg.eigvalsh(basis.T @ objective.hessian(w) @ basis)[0]
+        floor = max(1e-10, 1e-16 * float(np.abs(p).max()) / (flattest * length))
+    if size > tolerance or moved > floor:
         raise InputError(
             f"the minimiser did not settle (gradient norm {size:.1e}, moved {moved:.1e} with "
             f"{nodes} nodes); choose a larger alpha or rescale the data"

@@ -80,7 +80,9 @@ def evaluate(
     lam: Float64[np.ndarray, "*runs q"],
     weights: Float64[np.ndarray, "*runs q"],
     pair_weights: Float64[np.ndarray, "n n"],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[
+    Float64[np.ndarray, "*runs"], Float64[np.ndarray, "*runs"], Float64[np.ndarray, "*runs n"]
+]:
     """Risk and slopes of one protocol at outputs u, for any number of runs at once.
 
     Args:
@@ -99,16 +101,20 @@ def evaluate(
         mixed, labels = mix_pairs(u, lam), mix_pairs(targets, lam)
         losses, slopes = np.logaddexp(0.0, mixed) - labels * mixed, labels - expit(mixed)
     else:
-        shift = np.maximum(u.min(-1), 0.0)
+        shift = np.asarray(np.maximum(u.min(-1), 0.0))
         if protocol == "erm":
             losses, slopes = shifted_losses(u, shift[..., None])
-            return np.log(losses.mean(-1)) - shift, -shift, slopes / u.shape[-1]
+            return (
+                np.asarray(np.log(losses.mean(-1)) - shift),
+                np.asarray(-shift),
+                slopes / u.shape[-1],
+            )
         losses, slopes = shifted_losses(mix_pairs(u, lam), shift[..., None, None, None])
     risk = (_average(weights, losses) * pair_weights).sum((-1, -2))
     # The pair (i, j) pulls i with λ and j with 1 − λ.
     first = _average(weights * lam, slopes) * pair_weights
     second = _average(weights * (1.0 - lam), slopes) * pair_weights
-    return np.log(risk) - shift, -shift, first.sum(-1) + second.sum(-2)
+    return np.asarray(np.log(risk) - shift), np.asarray(-shift), first.sum(-1) + second.sum(-2)
 
 
 def lobatto_rule(
@@ -182,7 +188,11 @@ class Objective:
     @cached_property
     def targets(self) -> Float64[np.ndarray, " n"]:
         """t_i in {0, 1}: the probability that label-mixing starts from; all 1 if absorbed."""
-        return (1.0 + self.data.y) / 2.0 if self.protocol == "mixup-soft" else np.ones_like(self.data.y)
+        return (
+            (1.0 + self.data.y) / 2.0
+            if self.protocol == "mixup-soft"
+            else np.ones_like(self.data.y)
+        )
 
     def evaluate(self, w: Float64[np.ndarray, " d"]) -> tuple[float, float, np.ndarray]:
         """The risk and its slopes at w, free of underflow.
