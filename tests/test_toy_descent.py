@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from theory.errors import InputError
-from toy.data import load
+from toy.data import ToyData, load
 from toy.descent import ALGORITHMS, Recipe, descend, draws, sampled_gradient, step_limit
 from toy.max_margin import max_margin
 from toy.objective import PROTOCOLS, Objective
@@ -99,9 +99,7 @@ def test_time_is_the_flow_time():
 
 
 def test_the_stability_limit_is_sharp():
-    """Softplus is quadratic at 0: without classes' pull (z and −z), 2/L separates decay, growth."""
-    from toy.data import ToyData
-
+    """At a minimum where softplus is quadratic (z against −z), 2/L separates decay from growth."""
     pair = ToyData("pair", np.array([[1.0, 0.5], [-1.0, -0.5]]), np.ones(2))
     objective = Objective(pair)
     limit, suggested = step_limit(objective, Recipe())
@@ -136,6 +134,6 @@ def test_bad_recipes_are_refused():
         descend([objective], Recipe(step=1.1 * limit))
     with pytest.raises(InputError, match="one shape"):
         descend([objective, Objective(load("clouds"))], Recipe())
+    pairs = Objective(load("skewed"), "mixup-signed", diagonal=False)
     with pytest.raises(InputError, match="diagonal"):
-        pairs = Objective(load("skewed"), "mixup-signed", diagonal=False)
         descend([pairs], Recipe(sampled=True))

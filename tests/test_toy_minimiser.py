@@ -54,8 +54,10 @@ def test_colinear_points_leave_the_minimiser_free_across_their_line():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_small_alpha_diverges_like_log_of_one_over_alpha_along_the_g_margin(seed):
-    """As ERM diverges, but in G's geometry: G's minimiser under margins ≥ 1, from a scan of the
-    circle, against α = 1e-4, 1e-7, 1e-10. Its direction is not the Euclidean max margin's."""
+    """As ERM diverges, but in G's geometry, whose direction is not the Euclidean max margin's.
+
+    G's minimiser under margins ≥ 1, from a scan of the circle, against α = 1e-4, 1e-7, 1e-10.
+    """
     data = planted(8, 2, 1.0, 1, np.random.default_rng(seed))
     objective = Objective(data, "mixup-soft")
     angles = np.linspace(-np.pi, np.pi, 20_001)

@@ -62,7 +62,7 @@ def test_gradient_and_hessian_are_those_of_the_risk(protocol, diagonal):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_smoothness_is_the_curvature_where_it_is_largest(protocol):
-    """softplus'' = 1/4 at every output 0, so at w = 0 the bound is attained."""
+    """As softplus'' = 1/4 at every output 0, so at w = 0 the bound is attained."""
     objective = Objective(load("clouds", n=9, d=3), protocol, 0.4)
     top = np.linalg.eigvalsh(objective.hessian(np.zeros(3)))[-1]
     assert objective.smoothness() == pytest.approx(top, rel=1e-12)

@@ -1,1 +1,35 @@
-"""The mathematics of Mixup and MixupE, computed exactly."""
+"""The mathematics of Mixup and MixupE, computed exactly.
+
+| Zou, Verma et al., "MixupE", UAI 2023               | here                                      |
+| --------------------------------------------------- | ----------------------------------------- |
+| loss ℓ = h(f) − yᵀf, g = ∇h, H = ∇²h                | `losses`                                  |
+| λ ~ Beta(α, β) and 𝒟_λ (Theorem 1), E[a_λ^k]        | `mixing.beta_law`, `mixing.relabelled_law` |
+| Theorem 1, L_mix = L_std + R                        | `regularizer.mixup_risk`, `.regularizer`  |
+| Theorem 1, the expansion cut off at order K         | `regularizer.taylor_regularizer`          |
+| Taylor terms of f and of the loss along x' − x      | `taylor`                                  |
+| q = (g − y)ᵀ J (E[x'] − x) of the first-order term  | `first_order.first_order`                 |
+| equation (1), q̂ = (y − g)ᵀ f, and its two errors    | `first_order.q_hat`, `.FirstOrder`        |
+| J x ≈ f (ReLU): which layer breaks it               | `attribution.LayerShares`                 |
+| penalty |q̂| in place of |q|: parameter gradients    | `alignment.gradient_alignment`            |
+| all of it, for one network                          | `check_approximation`                     |
+
+Importing this package loads nothing heavy; the names below load their modules on first use.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "check_approximation": "theory.approximation",
+    "Thresholds": "theory.verdicts",
+    "Report": "theory.report",
+    "read_reports": "theory.report",
+    "InputError": "theory.errors",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

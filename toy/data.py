@@ -38,7 +38,7 @@ class ToyData:
     y: Float64[np.ndarray, " n"]
     direction: Float64[np.ndarray, " d"] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (np.isfinite(self.x).all() and np.isfinite(self.y).all()):
             raise InputError(f"{self.name}: a value is NaN or infinite; remove or impute that row")
         if not np.isin(self.y, (-1.0, 1.0)).all():

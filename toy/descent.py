@@ -1,9 +1,9 @@
 """Gradient descent, SGD, heavy-ball momentum and Adam on many runs at once.
 
-A run is an objective with a seed; all runs of a call share their shapes and advance together as one
-array computation, so a sweep over seeds and α costs little more than its arithmetic. λ is either
-integrated exactly over all pairs, or drawn once a step with a partner for every point, as Mixup does
-(Zhang et al., ICLR 2018).
+A run is an objective with a seed; all runs of a call share their shapes and advance together as
+one array computation, so a sweep over seeds and α costs little more than its arithmetic. λ is
+either integrated exactly over all pairs, or drawn once a step with a partner for every point, as
+Mixup does (Zhang et al., ICLR 2018).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Recipe:
     momentum: float = 0.9
     records: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise InputError(
                 f"unknown algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}"
@@ -87,7 +87,8 @@ def step_limit(objective: Objective, recipe: Recipe) -> tuple[float, float]:
 
     Gradient descent is stable below 2/L, the heavy ball below 2(1 + β)/L; SGD's L is that of its
     worst single point, max ‖p_i‖²/4. The suggestion is 1/L, for the heavy ball (1 − β)/L: at larger
-    steps it overshoots to a norm from which the direction turns only after exponential time. Adam's step does not scale with the gradient: no limit.
+    steps it overshoots to a norm from which the direction turns only after exponential time. Adam's
+    step does not scale with the gradient: no limit.
     """
     if recipe.algorithm == "adam":
         return np.inf, 0.01

@@ -4,9 +4,9 @@ F(w) = (1/n²) Σ_ij E_λ[softplus(f_λ) − t_λ f_λ]. Along a direction v its
 (1/n²) Σ_ij E_λ[max(0, f) − t f], f = v·x̃. A pair of opposite classes has 0 < t < 1, so it
 contributes a positive amount unless v·x_i = v·x_j = 0. Hence:
 
-* Both classes present: every point belongs to such a pair, F grows in every direction that the data
-  span, and the minimiser is finite. It is unique iff the points span R^d (else any vector orthogonal
-  to them may be added, as for colinear points).
+* Both classes present: every point belongs to such a pair, F grows in every direction that the
+  data span, and the minimiser is finite. It is unique iff the points span R^d (else any vector
+  orthogonal to them may be added, as for colinear points).
 * One class: no labels are mixed, and F has no finite minimiser iff some v has z_i·v ≥ 0 for all i
   and > 0 for one, as for ERM.
 * α → 0: λ tends to 0 or 1 and F to ERM's risk plus α G(w), G the limit of the rate above over α. So
@@ -101,7 +101,7 @@ def _newton(
         gradient = -np.exp(shift) * (pull @ objective.points) @ basis
         before, size = size, float(np.linalg.norm(gradient))
         # At small α the risk itself is small: go on as long as Newton still gains.
-        if size <= tolerance and size > 0.1 * before or size == 0.0:
+        if size == 0.0 or 0.1 * before < size <= tolerance:
             return w, size, step
         direction = np.linalg.solve(basis.T @ objective.hessian(w) @ basis, -gradient)
         slope = float(gradient @ direction)

@@ -64,28 +64,32 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def fit_power(
-    x: Float64[np.ndarray, " k"], y: Float64[np.ndarray, " k"]
-) -> tuple[float, float, float]:
-    """Fit y = A (x + b)^p: (p, standard error of p, b). The shift b absorbs the next order in 1/x.
+    x: Float64[np.ndarray, " k"], y: Float64[np.ndarray, " k"], correction: float | None = None
+) -> tuple[float, float]:
+    """Fit y = A (x + b)^p (1 + c x^−correction): p and its standard error.
+
+    The shift b absorbs the next order in 1/x; c is left out where no `correction` is given.
 
     Raises:
-        InputError: If a y is not positive, or fewer than 5 points are given.
+        InputError: If a y is not positive, or fewer than 6 points are given.
     """
-    if x.size < 5 or not (y > 0.0).all():
-        raise InputError("a power law needs at least 5 points, all positive; take a shorter window")
+    if x.size < 6 or not (y > 0.0).all():
+        raise InputError("a power law needs at least 6 points, all positive; take a shorter window")
+    log_x, log_y = np.log(x), np.log(y)
+    factor = np.zeros_like(x) if correction is None else (x / x.min()) ** -correction
 
     def misfit(parameters: np.ndarray) -> np.ndarray:
-        log_a, p, b = parameters
-        return log_a + p * np.log(x + b) - np.log(y)
+        log_a, p, b, c = parameters
+        return log_a + p * np.log(x + b) + np.log1p(c * factor) - log_y
 
-    slope, _ = _line(np.log(x), np.log(y))
-    start = [np.mean(np.log(y) - slope * np.log(x)), slope, 0.0]
-    bounds = ([-np.inf, -np.inf, -0.95 * x.min()], np.inf)
+    slope, _ = _line(log_x, log_y)
+    start = [np.mean(log_y - slope * log_x), slope, 0.0, 0.0]
+    bounds = ([-np.inf, -np.inf, -0.95 * x.min(), -0.95], np.inf)
     answer = optimize.least_squares(
         misfit, start, x_scale="jac", bounds=bounds, xtol=1e-15, ftol=1e-15, gtol=1e-15
     )
-    variance = 2.0 * answer.cost / (x.size - 3) * np.linalg.pinv(answer.jac.T @ answer.jac)
-    return float(answer.x[1]), float(np.sqrt(variance[1, 1])), float(answer.x[2])
+    variance = 2.0 * answer.cost / (x.size - 4) * np.linalg.pinv(answer.jac.T @ answer.jac)
+    return float(answer.x[1]), float(np.sqrt(variance[1, 1]))
 
 
 def _windows(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,36 +97,46 @@ def _windows(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return s > s[-1] / 2.0, (s > s[-1] / 4.0) & (s <= s[-1] / 2.0)
 
 
-def late_rates(trajectory: Trajectory) -> list[Rate]:
+def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
     """Loss, norm, margin-gap and angle-gap rates of a flow that diverges along the max margin.
 
     Args:
-        trajectory: An "erm" or "mixup-signed" flow to log10 t of at least 9; corrections of order
-            1/log t are still large there, 100 is a better choice.
+        objective: What flowed: "erm" or "mixup-signed". For the latter the gaps are fitted with
+            their (log t)^−α correction.
+        trajectory: Its path to log10 t of at least 9; corrections of order 1/log t are still large
+            there, 100 is a better choice.
 
     Raises:
         InputError: If the trajectory is too short, or a gap has fallen to rounding (then it decays
             faster than any power of log t, as the angle gap on a symmetric set does).
     """
     s = trajectory.log_t
+    if objective.protocol == "mixup-soft":
+        raise InputError("mixup-soft has a finite minimiser: nothing diverges, there are no rates")
     if s[-1] < 20.0:
         raise InputError("rates need a longer flow: choose log10_t of at least 9")
-    loss_slope = ("loss ~ t^p", trajectory.log_loss, -1.0, False)
-    growth = ("norm / log t -> 1/margin", trajectory.norm, 1.0 / trajectory.reference.margin, False)
-    margin = ("margin gap ~ (log t)^p", trajectory.margin_gap, -1.0, True)
-    angle = ("angle gap ~ (log t)^p", trajectory.angle_gap, -2.0, True)
+    correction = objective.alpha if objective.protocol == "mixup-signed" else None
     late, early = _windows(s)
     rates = []
-    for name, values, theory, power in (loss_slope, growth, margin, angle):
+
+    def add(name: str, values: np.ndarray, theory: float, power: bool) -> None:
         if power and values[late].min() < 1e-13:
             raise InputError(
                 f"{name}: the gap has fallen to rounding; this set is symmetric, "
                 "choose a generic one such as skewed"
             )
-        fit = fit_power if power else _line
-        fitted, error = fit(s[late], values[late])[:2]
-        before = fit(s[early], values[early])[0]
-        rates.append(Rate(name, fitted, float(np.hypot(error, fitted - before)), theory))
+        (fitted, error), (before, _) = (
+            fit_power(s[w], values[w], correction) if power else _line(s[w], values[w])
+            for w in (late, early)
+        )
+        # 1e-12 is the integrator's tolerance.
+        stderr = float(np.sqrt(error**2 + (fitted - before) ** 2 + 1e-24))
+        rates.append(Rate(name, fitted, stderr, theory))
+
+    add("loss ~ t^p", trajectory.log_loss, -1.0, False)
+    add("norm / log t -> 1/margin", trajectory.norm, 1.0 / trajectory.reference.margin, False)
+    add("margin gap ~ (log t)^p", trajectory.margin_gap, -1.0, True)
+    add("angle gap ~ (log t)^p", trajectory.angle_gap, -2.0, True)
     return rates
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pooch
 import requests
+from tqdm import tqdm
 
 from theory.errors import InputError
 
@@ -74,14 +75,10 @@ def fetch(file: RemoteFile, cache_dir: str | Path | None = None) -> Path:
     folder = Path(pooch.os_cache("mixup-theory") if cache_dir is None else cache_dir)
     mirror = os.environ.get(MIRROR_VARIABLE)
     address = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
-    # As sent, not as a server may unpack it on the way: the sum is that of the packed file.
-    downloader = pooch.HTTPDownloader(
-        progressbar=True, chunk_size=2**16, headers={"Accept-Encoding": "identity"}
-    )
     try:
         _drop_if_wrong(folder / file.name, file.sha256)
         path = pooch.retrieve(
-            address, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=downloader
+            address, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=_download
         )
     except (OSError, ValueError) as error:  # requests' own exceptions are OSErrors
         raise InputError(
@@ -89,6 +86,22 @@ def fetch(file: RemoteFile, cache_dir: str | Path | None = None) -> Path:
             f"retry, or place {file.name} in a folder and pass it with --data-dir"
         ) from error
     return Path(path)
+
+
+def _download(url: str, output_file: str, _pooch: pooch.Pooch | None) -> None:
+    """Write what an address answers to a file, in pooch's form of a downloader.
+
+    Pooch's own downloader leaves the connection open when a transfer fails.
+    """
+    # As sent, not as a server may unpack it on the way: the sum is that of the packed file.
+    headers = {"Accept-Encoding": "identity"}
+    with requests.get(url, stream=True, timeout=30, headers=headers) as response:
+        response.raise_for_status()
+        size = int(response.headers.get("Content-Length", 0)) or None
+        with open(output_file, "wb") as output, tqdm(total=size, unit="B", unit_scale=True) as bar:
+            for chunk in response.iter_content(2**16):
+                output.write(chunk)
+                bar.update(len(chunk))
 
 
 def _drop_if_wrong(path: Path, sha256: str) -> None:

@@ -63,7 +63,8 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
 
     `digits` are the 1,797 scans of 8 × 8 that scikit-learn ships (values 0 to 16, scaled to
     [0, 1]), upsampled bilinearly to 32 × 32, repeated to three channels and split 80 to 20, each
-    class in proportion, always in the same way (random_state 0). The other sets keep their published split.
+    class in proportion, always in the same way (random_state 0). The other sets keep their
+    published split.
 
     Args:
         name: One of `IMAGE_SETS`.

@@ -4,6 +4,7 @@ Nothing is unpacked to disk and nothing is unpickled. Each reader takes a folder
 files there and in a sub-folder named after the set.
 """
 
+import gzip
 import json
 import tarfile
 import zlib
@@ -11,21 +12,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
+from deep.data.matlab import read_arrays
 from theory.errors import InputError
 
 # What the decoders of gzip, tar, PNG, JSON and MATLAB files raise on damaged bytes.
 _DAMAGE = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, SyntaxError),
-    *(OverflowError, MemoryError, RecursionError, NotImplementedError),
-    *(zlib.error, tarfile.TarError, MatReadError),
+    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
+    *(zlib.error, tarfile.TarError, Image.DecompressionBombError),
 )
 
 
@@ -179,11 +178,14 @@ def _read_binary(form: BinaryForm, root: Path) -> Published | None:
 def _tar_members(archive: Path, names: tuple[str, ...]) -> Mapping[str, bytes]:
     """Contents of the named members, in one pass: going back in a gzip stream starts it anew."""
     members: dict[str, bytes] = {}
-    with _reading(archive), tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            name = PurePosixPath(member.name).name
-            if name in names and (content := tar.extractfile(member)) is not None:
-                members[name] = content.read()
+    with _reading(archive), gzip.open(archive) as stream:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                if name in names and (content := tar.extractfile(member)) is not None:
+                    members[name] = content.read()
+        while stream.read(2**20):  # gzip's check sum stands at the end, which tarfile leaves unread
+            pass
     if missing := [name for name in names if name not in members]:
         raise InputError(f"{archive} lacks {', '.join(missing)}: it is incomplete; get it again")
     return members
@@ -221,8 +223,8 @@ def _read_sprites(folder: Path) -> Published:
     labels_file = folder / SPRITE_LABELS
     with _reading(labels_file):
         labels = json.loads(labels_file.read_bytes())
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise InputError(f"{labels_file} is not a list of whole numbers; get it again")
+    if not isinstance(labels, list) or not all(type(k) is int and 0 <= k < 10 for k in labels):
+        raise InputError(f"{labels_file} is not a list of whole numbers 0 to 9; get it again")
     parts = []
     for batch in (*train_batches, SPRITE_TEST):
         rows = labels[SPRITE_ROWS * batch : SPRITE_ROWS * (batch + 1)]
@@ -250,7 +252,7 @@ def _read_sprite(path: Path) -> UInt8[np.ndarray, "1000 3 32 32"]:
 
 def _read_mat(path: Path) -> Part:
     with _reading(path):
-        content: Mapping[str, Any] = loadmat(path, variable_names=["X", "y"])
+        content = read_arrays(path.read_bytes())
         if not content.keys() >= {"X", "y"}:
             raise InputError(f"{path} lacks X or y, images and labels; get the right file")
         images, labels = content["X"], content["y"].ravel()

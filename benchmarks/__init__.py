@@ -1,0 +1,1 @@
+"""Costs as ratios against a baseline timed in the same run."""

@@ -1,0 +1,29 @@
+"""One look for all figures, set for the length of a `with` block only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import seaborn as sns
+
+COLORS = sns.color_palette("colorblind")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Seaborn's ticks style with small type; figures must be made inside the block."""
+    settings: Any = {
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": "medium",
+        "figure.constrained_layout.use": True,
+        "legend.frameon": True,
+        "legend.edgecolor": "none",
+        "legend.framealpha": 0.75,
+        "legend.fontsize": "small",
+        "savefig.dpi": 160,
+    }
+    with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(settings):
+        yield

@@ -1,0 +1,91 @@
+"""The figures show the numbers of the report, on axes that are named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import rcParams
+from torch import nn
+
+from figures.check_approx import PANELS, panels_of, plot_overview, plot_panel
+from theory import check_approximation
+
+
+@pytest.fixture(scope="module")
+def checks():
+    reports = []
+    for epoch in (0.0, 1.0):
+        torch.manual_seed(int(epoch))
+        model = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3))
+        report = check_approximation(
+            model, [(torch.randn(9, 5), torch.arange(9) % 3)], pair_samples=2
+        )
+        reports.append(replace(report, training={"epoch": epoch, "step": 0, "train_loss": None}))
+    return reports
+
+
+def points(figure, k=0):
+    return np.asarray(figure.axes[0].collections[k].get_offsets())
+
+
+def test_scatter_of_q_holds_every_example_of_both_checks(checks):
+    figure = plot_panel("q", checks)
+    for k, check in enumerate(checks):
+        np.testing.assert_array_equal(points(figure, k), check.samples[["q_hat", "q"]])
+
+
+def test_gaps_add_up_to_the_error(checks):
+    figure = plot_panel("gaps", checks)
+    normalization, homogeneity = points(figure, 0), points(figure, 1)
+    np.testing.assert_allclose(
+        normalization[:, 1] + homogeneity[:, 1], normalization[:, 0], atol=1e-6
+    )
+
+
+def test_curves_follow_the_checks(checks):
+    figure = plot_panel("errors", checks)
+    line = figure.axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [0, 1])
+    np.testing.assert_array_equal(
+        line.get_ydata(), [check.claims["q_hat"].value for check in checks]
+    )
+
+
+def test_bars_are_the_layers_shares_largest_on_top(checks):
+    figure = plot_panel("attribution", checks)
+    ax = figure.axes[0]
+    bars = sorted(ax.patches, key=lambda bar: bar.get_y())
+    widths = [bar.get_width() for bar in bars]
+    assert widths == sorted(widths, reverse=True)
+    table = checks[-1].attribution.set_index("layer")["mean_abs"]
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert [table[label] for label in labels] == pytest.approx(widths)
+
+
+def test_a_homogeneous_network_says_so_instead_of_an_empty_panel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    data = [(torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3)]
+    report = check_approximation(model.double(), data, pair_samples=2)
+    figure = plot_panel("attribution", [report])
+    assert "homogeneous" in figure.axes[0].texts[0].get_text()
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_every_panel_names_its_axes(name, checks):
+    ax = plot_panel(name, checks).axes[0]
+    assert ax.get_xlabel()
+    assert ax.get_title(loc="left")
+
+
+def test_one_check_has_no_panel_through_training(checks):
+    assert set(panels_of(checks[:1])) == {"q", "gaps", "attribution"}
+    assert len(plot_overview(checks[:1]).axes) == 3
+    assert len(plot_overview(checks).axes) == 4
+
+
+def test_style_does_not_leak(checks):
+    before = dict(rcParams)
+    plot_overview(checks)
+    assert dict(rcParams) == before

@@ -1,0 +1,300 @@
+"""`check_approximation` as a library: whole reports against closed forms, and its bad input."""
+
+import math
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from theory import InputError, Thresholds, check_approximation
+
+
+def data(n=12, shape=(4,), classes=3, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, *shape, generator=generator, dtype=dtype)
+    return x, torch.arange(n) % classes
+
+
+def small(seed=0, inputs=4, outputs=3):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(inputs, 6), nn.Tanh(), nn.Linear(6, outputs))
+
+
+def test_linear_model_gives_the_closed_form_of_every_column():
+    torch.manual_seed(1)
+    model = nn.Linear(4, 3).double()
+    x, y = data(dtype=torch.float64)
+    report = check_approximation(model, [(x, y)], pair_samples=4)
+    W, b = model.weight.detach().numpy(), model.bias.detach().numpy()
+    X, Y = x.numpy(), np.eye(3)[y]
+    f = X @ W.T + b
+    g = np.exp(f) / np.exp(f).sum(1, keepdims=True)
+    mean = X.mean(0)
+    expected = {
+        "loss": -np.log((g * Y).sum(1)),
+        "q": ((g - Y) * ((mean - X) @ W.T)).sum(1),
+        "q_hat": ((Y - g) * f).sum(1),
+        "normalization_gap": ((g - Y) * (mean @ W.T)).sum(1),
+        "homogeneity_gap": ((g - Y) * b).sum(1),
+    }
+    assert list(report.samples.columns) == list(expected)
+    for name, column in expected.items():
+        np.testing.assert_allclose(report.samples[name], column, atol=1e-12)
+    layers = report.attribution.set_index("layer")
+    assert layers.loc["(model)", "mean"] == pytest.approx(((g - Y) @ b).mean())
+    assert layers.loc["(unattributed)", "mean_abs"] < 1e-14
+
+
+def test_theorem_1_holds_to_rounding_on_a_smooth_net():
+    report = check_approximation(
+        small().double(), [data(dtype=torch.float64)], pair_samples=6, nodes=24, alpha=0.2, beta=1.5
+    )
+    assert report.regularizer["identity_error"] < 1e-10
+    assert report.claims["identity"].verdict == "HOLDS"
+    assert report.claims["identity"].threshold < 1e-9
+
+
+def test_q_hat_is_exact_where_both_assumptions_are_true():
+    """A bias-free ReLU net on data of mean zero: q̂ = q, both gaps vanish, every verdict HOLDS."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 16, bias=False), nn.ReLU(), nn.Linear(16, 3, bias=False))
+    half, y = data(n=10, dtype=torch.float64)
+    x = torch.cat([half, -half])
+    report = check_approximation(model.double(), [(x, torch.cat([y, y]))], pair_samples=5)
+    assert report.claims["q_hat"].value < 1e-12
+    for name in ("normalization", "homogeneity", "q_hat", "gradient", "self_check", "identity"):
+        assert report.claims[name].verdict == "HOLDS"
+    assert report.agreement["value"]["slope"] == pytest.approx(1)
+
+
+def test_batches_iterables_and_label_forms_do_not_matter():
+    x, y = data()
+    model = small()
+    whole = check_approximation(model, [(x, y)], pair_samples=3)
+    rows = F.one_hot(y, 3).float()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, rows), batch_size=5)
+    for other in (loader, (pair for pair in [(x[:1], rows[:1]), (x[1:], rows[1:])])):
+        report = check_approximation(model, other, pair_samples=3, batch_size=7)
+        np.testing.assert_allclose(report.samples, whole.samples, atol=1e-6)
+
+
+def test_given_mean_replaces_that_of_the_data():
+    x, y = data()
+    report = check_approximation(small(), [(x, y)], mean=torch.zeros(4), pair_samples=2)
+    assert (report.samples["normalization_gap"] == 0).all()
+    assert report.settings["mean"] == "given"
+
+
+def test_default_mean_is_that_of_all_batches():
+    x, y = data()
+    model = small()
+    one = check_approximation(model, [(x[:3], y[:3]), (x[3:], y[3:])], pair_samples=2)
+    two = check_approximation(model, [(x, y)], mean=x.mean(0), pair_samples=2)
+    np.testing.assert_allclose(one.samples, two.samples, atol=1e-6)
+
+
+class SingleLogit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.linear(x)).squeeze(1) * 3 - self.linear(x).squeeze(1)
+
+
+def test_single_logit_of_shape_batch_with_functional_operations():
+    x, y = data(classes=2)
+    model = SingleLogit()
+    report = check_approximation(model, [(x, y)], head="sigmoid", pair_samples=3)
+    logits = model(x).detach()
+    expected = F.binary_cross_entropy_with_logits(logits, y.float(), reduction="none")
+    np.testing.assert_allclose(report.samples["loss"], expected, rtol=1e-5)
+    gap = report.samples["homogeneity_gap"].mean()
+    assert report.attribution["mean"].sum() == pytest.approx(gap, abs=1e-6)
+    rest = report.attribution.set_index("layer").loc["(unattributed)"]
+    assert rest["mean_abs"] > 1e-3  # the functional sigmoid is seen by no hook
+
+
+def test_images_and_sequences_work():
+    torch.manual_seed(0)
+    conv = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(2, 3),
+    )  # fmt: skip
+    x, y = data(shape=(1, 6, 6))
+    assert check_approximation(conv, [(x, y)], pair_samples=2).claims["self_check"].value < 1e-6
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.encoder(x).mean(1))
+
+    x, y = data(shape=(5, 4))
+    report = check_approximation(Attention(), [(x, y)], order=2, pair_samples=2)
+    assert report.claims["self_check"].verdict == "HOLDS"
+    assert report.claims["gradient"].verdict != "NOT MEASURED"
+    assert len(report.regularizer["r_by_order"]) == 2
+
+
+def test_second_order_tells_more_of_r_than_the_first_on_a_nearly_linear_net():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    nn.init.normal_(model.weight, std=0.05)
+    report = check_approximation(model, [data(dtype=torch.float64)], order=3, pair_samples=8)
+    first, second, third = report.regularizer["rest_by_order"]
+    assert second < first
+    assert third < first
+
+
+def test_report_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+    model.train()
+    model[1].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for mode in ("eval", "batch"):
+        check_approximation(model, [data()], batch_norm=mode, pair_samples=2, dtype=torch.float64)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert [m.training for m in model] == [True, False, True, True]
+    assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_batch_mode_leaves_out_what_is_undefined_there_and_closes_the_attribution():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x, y = data(dtype=torch.float64)
+    report = check_approximation(model, [(x, y)], batch_norm="batch", batch_size=6)
+    assert report.claims["identity"].verdict == "NOT MEASURED"
+    assert report.regularizer == {}
+    assert report.claims["self_check"].verdict == "HOLDS"
+    rest = report.attribution.set_index("layer").loc["(unattributed)", "mean"]
+    assert abs(rest) < 1e-12
+    s = report.samples
+    np.testing.assert_allclose(
+        s["q"] - s["q_hat"], s["normalization_gap"] + s["homogeneity_gap"], atol=1e-12
+    )
+
+
+def test_progress_reports_work_and_pairs_obey_the_time():
+    done = []
+    report = check_approximation(
+        small(), [data()], pair_seconds=1e-9, on_progress=done.append, gradients=False
+    )
+    assert sum(done) > 0
+    assert report.regularizer["samples"] == 2
+    assert report.claims["gradient"].note == "not asked for"
+    many = check_approximation(small(), [data()], pair_seconds=5, gradients=False)
+    assert many.regularizer["samples"] == 12
+
+
+def test_thresholds_are_the_callers():
+    x, y = data()
+    strict = check_approximation(small(), [(x, y)], thresholds=Thresholds(q_hat=0), pair_samples=2)
+    loose = check_approximation(small(), [(x, y)], thresholds=Thresholds(q_hat=1e9), pair_samples=2)
+    assert strict.claims["q_hat"].verdict == "FAILS"
+    assert loose.claims["q_hat"].verdict == "HOLDS"
+
+
+def test_a_single_example_is_measured_without_intervals():
+    """Its own mean: the direction and the regulariser are zero, and nothing divides by it."""
+    x, y = data(n=1)
+    report = check_approximation(small(), [(x, y)], pair_samples=1)
+    assert report.samples["q"].iloc[0] == pytest.approx(0, abs=1e-6)
+    assert report.regularizer["r"] == pytest.approx(0, abs=1e-6)
+    assert math.isnan(report.claims["q_hat"].low)
+
+
+def test_frozen_parameters_leave_the_gradient_claim_unmeasured():
+    model = small().requires_grad_(False)
+    claim = check_approximation(model, [data()], pair_samples=2).claims["gradient"]
+    assert claim.verdict == "NOT MEASURED"
+    assert "no trainable parameters" in claim.note
+
+
+class Detached(nn.Module):
+    def forward(self, x):
+        return x.detach()[:, :3]
+
+
+class WithoutRule(nn.Module):
+    class Op(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+    def forward(self, x):
+        return self.Op.apply(x)[:, :3]
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Column(nn.Module):
+    def forward(self, x):
+        return x.sum()
+
+
+def with_weight(value):
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight[0, 0] = value
+    return model
+
+
+X, Y = data()
+BAD = {
+    "alpha zero": (small, [(X, Y)], {"alpha": 0.0}, "alpha is 0"),
+    "beta negative": (small, [(X, Y)], {"beta": -1.0}, "beta is -1"),
+    "alpha nan": (small, [(X, Y)], {"alpha": math.nan}, "alpha is nan"),
+    "order zero": (small, [(X, Y)], {"order": 0}, "order is 0"),
+    "unknown head": (small, [(X, Y)], {"head": "tanh"}, "unknown head"),
+    "unknown mode": (small, [(X, Y)], {"batch_norm": "train"}, "unknown batch-norm mode"),
+    "order 2 in batch mode": (small, [(X, Y)], {"batch_norm": "batch", "order": 2}, "refused"),
+    "no samples": (small, [], {}, "no samples"),
+    "empty batch": (small, [(X[:0], Y[:0])], {}, "no samples"),
+    "a batch, not batches": (small, (X, Y), {}, r"\[\(x, y\)\]"),
+    "lengths differ": (small, [(X, Y[:-1])], {}, "12 inputs and 11 labels"),
+    "shapes differ": (small, [(X, Y), (X[:, :3], Y)], {}, "batches differ"),
+    "label too large": (small, [(X, Y + 1)], {}, "outside 0…2"),
+    "label negative": (small, [(X, Y - 1)], {}, "outside 0…2"),
+    "rows off the simplex": (small, [(X, torch.ones(12, 3))], {}, "do not sum to one"),
+    "rows of wrong width": (small, [(X, torch.ones(12, 2) / 2)], {}, "3 columns"),
+    "nan in data": (small, [(X.where(X[0, 0] != X, math.nan), Y)], {}, "NaN or Inf"),
+    "integer data": (small, [(X.long(), Y)], {}, "floating-point inputs"),
+    "wrong input shape": (small, [(torch.randn(12, 5), Y)], {}, r"shape \(12, 5\)"),
+    "wrong mean": (small, [(X, Y)], {"mean": torch.zeros(5)}, "mean has shape"),
+    "nan in weights": (lambda: with_weight(math.nan), [(X, Y)], {}, "weight holds NaN"),
+    "inf in weights": (lambda: with_weight(math.inf), [(X, Y)], {}, "weight holds NaN or Inf"),
+    "overflow": (lambda: with_weight(1e38), [(X * 1e4, Y)], {}, "gives NaN or Inf"),
+    "detached": (Detached, [(X, Y)], {}, "differentiable operations"),
+    "no derivative rule": (WithoutRule, [(X, Y)], {}, "no derivative rule"),
+    "two outputs": (Pair, [(X, Y)], {}, "returns tuple"),
+    "a scalar": (Column, [(X, Y)], {}, "one row of logits"),
+    "one softmax logit": (lambda: nn.Linear(4, 1), [(X, Y)], {}, "sigmoid head"),
+    "integer dtype": (small, [(X, Y)], {"dtype": torch.int32}, "floating-point type"),
+}
+
+
+@pytest.fixture
+def without_run_time_types():
+    """As users run it: the suite's type checker would refuse some bad input before we do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.usefixtures("without_run_time_types")
+def test_bad_input_is_refused_in_one_line(case):
+    build, batches, options, message = BAD[case]
+    with pytest.raises(InputError, match=message) as caught:
+        check_approximation(build(), batches, **{"pair_samples": 2, **options})
+    assert "\n" not in str(caught.value)

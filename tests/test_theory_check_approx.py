@@ -1,0 +1,302 @@
+"""The command: real runs of it as a user starts it, and every bad input it must name."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deep.data.images import load_images
+from deep.models.from_file import model_from_file
+from theory import read_reports
+from theory.check_approx import Config, main, measure
+
+ROOT = Path(__file__).resolve().parent.parent
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 5, stride=4)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4 * 7 * 7, num_classes)
+
+    def forward(self, x):
+        return self.head(torch.nn.functional.gelu(self.norm(self.conv(x))).flatten(1))
+
+def net(num_classes):
+    return Net(num_classes)
+
+def one_logit():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 1))
+
+def wrong_size():
+    return nn.Sequential(nn.Flatten(), nn.Linear(99, 10))
+
+def no_module():
+    return "net"
+
+def not_a_number():
+    model = Net(10)
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    return model
+
+class Rounding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+class Rounded(Net):
+    def forward(self, x):
+        return super().forward(Rounding.apply(x))
+
+def rounded():
+    return Rounded(10)
+"""
+QUICK = ("--samples", "12", "--pair-samples", "3", "--batch-size", "64")
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(NET)
+    return path
+
+
+def as_user(*flags, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "theory.check_approx", *map(str, flags)],
+        capture_output=True, text=True, cwd=cwd, timeout=300, env=None,
+    )  # fmt: skip
+
+
+def test_command_trains_checks_and_writes_everything(net, tmp_path):
+    """A user's own network, from a shell: exit 0, the table, and files that agree with it."""
+    out = tmp_path / "out"
+    done = as_user(
+        "--model", f"{net}:net", *QUICK, "--epochs", "1", "--check-every", "0.5", "--out", out,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("error of q̂") == 3
+    for claim in ("L_mix = L_std + R", "q̂ ≈ q", "|q̂| trains as |q|", "Derivatives are right"):
+        assert claim in done.stdout
+
+    reports = read_reports(out / "report.json")
+    assert [r.training["epoch"] for r in reports] == pytest.approx([0, 12 / 23, 1], abs=1e-5)
+    assert reports[0].claims["self_check"].verdict == "HOLDS"
+    content = json.loads((out / "report.json").read_text())
+    assert content["command"].startswith("python -m theory.check_approx --model")
+
+    samples = pd.read_csv(out / "samples.csv")
+    assert list(samples.columns[:2]) == ["epoch", "sample"]
+    for report, (_, rows) in zip(reports, samples.groupby("epoch"), strict=True):
+        np.testing.assert_allclose(rows["q"], report.samples["q"], rtol=1e-12)
+        error = np.linalg.norm(rows["q"] - rows["q_hat"]) / np.linalg.norm(rows["q"])
+        assert report.claims["q_hat"].value == pytest.approx(error)
+    for name in ("q", "gaps", "attribution", "errors", "agreement", "overview"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_q_equals_explicit_jacobians_on_the_probe(net):
+    """The whole pipeline against jacrev of the same network on the same images."""
+    config = Config(
+        model=f"{net}:net", epochs=0, samples=12, pair_samples=2, seed=3, dtype="float64"
+    )
+    (report,) = measure(config)
+    torch.manual_seed(3)
+    model = model_from_file(f"{net}:net", num_classes=10).double().eval().requires_grad_(False)
+    images = load_images("digits")
+    mean = images.x_train.mean(0).double()
+    found = 0
+    for x, y in zip(images.x_train.double(), images.y_train, strict=True):
+        f = model(x[None])[0]
+        loss = float(torch.nn.functional.cross_entropy(f, y))
+        row = report.samples.index[np.isclose(report.samples["loss"], loss, rtol=1e-10)]
+        if len(row) == 0:
+            continue
+        found += 1
+        jacobian = torch.func.jacrev(lambda z: model(z[None])[0])(x).flatten(1)
+        residual = f.softmax(0) - torch.nn.functional.one_hot(y, 10)
+        q = float(residual @ jacobian @ (mean - x).flatten())
+        assert report.samples["q"][row[0]] == pytest.approx(q, rel=1e-6)
+    assert found == 12
+
+
+def test_equal_seeds_give_equal_reports_and_others_differ(net):
+    def samples(seed):
+        config = Config(
+            model=f"{net}:net", epochs=0.2, samples=12, pair_samples=2, gradients=False, seed=seed
+        )
+        return measure(config)[-1].samples
+
+    pd.testing.assert_frame_equal(samples(0), samples(0))
+    assert not np.allclose(samples(0), samples(1))
+
+
+@pytest.mark.parametrize("objective", ["erm", "mixup", "mixupe"])
+def test_every_objective_lowers_the_loss(net, objective):
+    config = Config(
+        model=f"{net}:net", objective=objective, epochs=1, check_every=1, samples=20,
+        pair_samples=2, gradients=False,
+    )  # fmt: skip
+    reports = measure(config)
+    assert reports[-1].samples["loss"].mean() < 0.7 * reports[0].samples["loss"].mean()
+
+
+def test_checkpoint_is_what_is_checked(net, tmp_path):
+    model = model_from_file(f"{net}:net", num_classes=10)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    save_file(model.state_dict(), tmp_path / "zero.safetensors")
+    config = Config(
+        model=f"{net}:net", epochs=0, samples=10, pair_samples=2,
+        checkpoint=tmp_path / "zero.safetensors", gradients=False,
+    )  # fmt: skip
+    (report,) = measure(config)
+    np.testing.assert_allclose(report.samples["loss"], math.log(10), rtol=1e-6)
+    assert (report.samples["q_hat"] == 0).all()
+
+
+@pytest.mark.parametrize("flags", [["--batch-norm", "batch"], ["--head", "sigmoid"],
+                                   ["--order", "2"], ["--dtype", "float64"],
+                                   ["--alpha", "0.2", "--beta", "3"]])  # fmt: skip
+def test_every_option_runs(net, tmp_path, flags, capsys):
+    code = main(
+        ["--model", f"{net}:net", *QUICK, "--epochs", "0", *flags, "--out", str(tmp_path / "o")]
+    )
+    assert code == 0
+    assert "FAILS" in capsys.readouterr().out
+
+
+def test_single_logit_needs_and_takes_the_sigmoid_head(net, tmp_path, capsys):
+    """Digits have ten classes, so a single logit is refused with the reason."""
+    code = main(["--model", f"{net}:one_logit", "--head", "sigmoid", "--out", str(tmp_path / "o")])
+    assert code == 2
+    assert "outside 0…1: the model has 1 logits" in capsys.readouterr().err
+
+
+def test_fail_on_sets_the_exit_code(net, tmp_path, capsys):
+    flags = ["--model", f"{net}:net", *QUICK, "--epochs", "0", "--no-gradients",
+             "--out", str(tmp_path / "o")]  # fmt: skip
+    assert main([*flags, "--fail-on", "q_hat>1e6", "pearson<-2"]) == 0
+    capsys.readouterr()
+    assert main([*flags, "--fail-on", "q_hat>1e6", "q_hat>0"]) == 1
+    assert capsys.readouterr().err.startswith("failed on q_hat>0 (q_hat is ")
+
+
+def truncated(folder):
+    path = folder / "t.safetensors"
+    save_file({"head.weight": torch.ones(10, 196)}, path)
+    path.write_bytes(path.read_bytes()[:100])
+    return path
+
+
+def other_model(folder):
+    path = folder / "o.safetensors"
+    save_file({"weight": torch.ones(2, 2)}, path)
+    return path
+
+
+def a_file(folder):
+    path = folder / "file"
+    path.write_text("")
+    return path
+
+
+BAD = {
+    "no model": (["--samples", "3"], "--model"),
+    "unknown flag": (["--model", "lenet", "--foo", "3"], "--foo"),
+    "unknown choice": (["--model", "lenet", "--head", "tanh"], "--head"),
+    "no number": (["--model", "lenet", "--alpha", "x"], "--alpha"),
+    "unknown model": (["--model", "preact5"], "did you mean preact50"),
+    "missing model file": (["--model", "{dir}/no.py:net"], "does not exist"),
+    "missing factory": (["--model", "{net}:nothing"], "defines no factory"),
+    "factory returns no module": (["--model", "{net}:no_module"], "must return a torch.nn.Module"),
+    "wrong input size": (["--model", "{net}:wrong_size"], "cannot take a batch of shape"),
+    "nan in weights": (["--model", "{net}:not_a_number"], "head.bias holds NaN"),
+    "no derivative rule": (["--model", "{net}:rounded"], "no derivative rule"),
+    "missing checkpoint": (["--model", "{net}:net", "--checkpoint", "{dir}/no"], "no"),
+    "truncated checkpoint": (["--model", "{net}:net", "--checkpoint", truncated], "checkpoint"),
+    "other checkpoint": (["--model", "{net}:net", "--checkpoint", other_model], "checkpoint"),
+    "alpha zero": (["--model", "lenet", "--alpha", "0"], "alpha is 0"),
+    "beta negative": (["--model", "lenet", "--beta", "-1"], "beta is -1"),
+    "no samples": (["--model", "lenet", "--samples", "0"], "--samples is 0"),
+    "too many samples": (["--model", "lenet", "--samples", "99999"], "1437 training examples"),
+    "epochs negative": (["--model", "lenet", "--epochs", "-1"], "--epochs is -1"),
+    "epochs nan": (["--model", "lenet", "--epochs", "nan"], "--epochs is nan"),
+    "check-every zero": (["--model", "lenet", "--check-every", "0"], "--check-every is 0"),
+    "order zero": (["--model", "lenet", "--order", "0"], "--order is 0"),
+    "order 2 in batch mode": (
+        ["--model", "{net}:net", "--order", "2", "--batch-norm", "batch"],
+        "refused",
+    ),
+    "device": (["--model", "lenet", "--device", "cuda:99"], "--device cuda:99"),
+    "unknown device": (["--model", "lenet", "--device", "toaster"], "--device toaster"),
+    "unknown data": (["--model", "lenet", "--data", "mnist1"], "unknown image set"),
+    "missing data folder": (
+        ["--model", "lenet", "--data", "cifar10", "--data-dir", "{dir}/no"],
+        "{dir}/no",
+    ),
+    "bad condition": (["--model", "lenet", "--fail-on", "q>1"], "--fail-on"),
+    "diverging": (["--model", "{net}:net", "--lr", "1e30", "--no-gradients"], "learning rate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_2(case, net, tmp_path, capsys):
+    flags, message = BAD[case]
+    known = {"net": net, "dir": tmp_path}
+    flags = [str(f(tmp_path)) if callable(f) else f.format(**known) for f in flags]
+    out = tmp_path / "out"
+    extra = () if "samples" in case else ("--samples", "12")
+    code = main([*flags, *extra, "--pair-samples", "2", "--out", str(out)])
+    captured = capsys.readouterr()
+    assert code == 2
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message.format(**known) in lines[0]
+    if case != "diverging":  # whose check before training was finished, and is kept
+        assert not out.exists() or not list(out.iterdir())
+
+
+def test_an_unwritable_folder_is_named_before_any_work(net, tmp_path, capsys):
+    path = a_file(tmp_path) / "out"
+    assert main(["--model", f"{net}:net", "--out", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "cannot write" in captured.err
+
+
+def test_what_was_checked_before_a_fault_is_kept(net, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["--model", f"{net}:net", *QUICK, "--lr", "1e30", "--no-gradients", "--out", str(out)]
+    assert main(flags) == 2
+    assert [r.training["epoch"] for r in read_reports(out / "report.json")] == [0]
+
+
+def test_debug_shows_the_traceback_and_still_exits_2(capsys):
+    assert main(["--model", "nothing", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_describes_every_flag(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for flag in ("model", "checkpoint", "data-dir", "objective", "epochs", "check-every", "order",
+                 "alpha", "batch-norm", "fail-on", "threshold.q-hat"):  # fmt: skip
+        assert f"--{flag}" in text

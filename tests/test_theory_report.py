@@ -1,0 +1,165 @@
+"""The report and its verdicts: round trip, atomic writing, table, conditions."""
+
+import json
+import math
+import os
+import subprocess
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from theory import InputError, check_approximation, read_reports
+from theory.report import SCHEMA_VERSION, Claim, claims_table, environment, write_atomically
+from theory.verdicts import CONDITION_NAMES, broken_conditions, parse_condition
+
+
+@pytest.fixture(scope="module")
+def report():
+    torch.manual_seed(0)
+    x = torch.randn(8, 5)
+    model = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3))
+    return check_approximation(model, [(x, torch.arange(8) % 3)], pair_samples=3)
+
+
+@pytest.mark.parametrize(
+    ("value", "comparison", "verdict"),
+    [
+        (0.5, "<=", "HOLDS"),
+        (0.51, "<=", "FAILS"),
+        (0.5, ">=", "HOLDS"),
+        (0.49, ">=", "FAILS"),
+        (math.nan, "<=", "NOT MEASURED"),
+        (math.nan, ">=", "NOT MEASURED"),
+        (math.inf, "<=", "FAILS"),
+    ],
+)
+def test_verdict_is_the_comparison(value, comparison, verdict):
+    assert Claim("c", "s", "m", value, comparison, 0.5).verdict == verdict
+
+
+def test_json_round_trip_keeps_every_number(report, tmp_path):
+    report.to_json(tmp_path / "r.json")
+    (back,) = read_reports(tmp_path / "r.json")
+    for frame in ("samples", "agreement", "attribution", "alignment"):
+        pd.testing.assert_frame_equal(
+            getattr(back, frame), getattr(report, frame), check_names=False
+        )
+    assert str(back) == str(report)
+    assert back.regularizer == report.regularizer
+    assert back.settings == json.loads(json.dumps(report.settings))
+    assert back.environment == report.environment
+
+
+def test_json_is_standard_and_says_its_version_and_verdicts(report, tmp_path):
+    report.to_json(tmp_path / "r.json")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    content = json.loads((tmp_path / "r.json").read_text(), parse_constant=refuse)
+    assert content["schema_version"] == SCHEMA_VERSION
+    assert {"python", "versions", "commit"} <= set(content["environment"])
+    (check,) = content["checks"]
+    assert check["claims"]["q_hat"]["verdict"] == report.claims["q_hat"].verdict
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"a": 1}', '{"schema_version": 99, "checks": []}']
+)
+def test_reading_what_is_no_report_is_refused_in_one_line(text, tmp_path):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(InputError, match=r"r\.json") as caught:
+        read_reports(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_a_missing_report_is_refused(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        read_reports(tmp_path / "none.json")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "r.txt"
+    target.write_text("old")
+
+    def break_off(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="No space left"):
+        write_atomically(target, break_off)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["r.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*file/r\.json"):
+        write_atomically(tmp_path / "file" / "r.json", lambda path: None)
+
+
+def test_written_files_have_the_usual_mode(tmp_path):
+    write_atomically(tmp_path / "a", lambda path: path.write_text(""))
+    (tmp_path / "b").write_text("")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_environment_names_the_commit_of_this_checkout():
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=os.path.dirname(__file__)
+    )
+    if git.returncode:
+        pytest.skip("the tests do not run in a git checkout")
+    assert environment()["commit"].removesuffix("+changes") == git.stdout.strip()
+
+
+def test_table_lines_up_though_hats_take_no_column(report):
+    lines = claims_table([report]).splitlines()
+    rule = lines[1]
+    starts = [k for k, c in enumerate(rule) if c == "─" and (k == 0 or rule[k - 1] == " ")]
+    rows = lines[2 : 2 + len(report.claims)]
+    for row in rows:
+        shown = "".join(c for c in row if c != "\u0302")
+        for start in starts[1:]:
+            assert shown[start - 2 : start] == "  "
+            assert shown[start] != " "
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q_hat>0.5", ("q_hat", ">", 0.5)),
+        (" pearson <= -1e-3 ", ("pearson", "<=", -1e-3)),
+        ("gradient<.9", ("gradient", "<", 0.9)),
+    ],
+)
+def test_conditions_are_parsed(text, expected):
+    assert parse_condition(text) == expected
+
+
+@pytest.mark.parametrize("text", ["q_hat", "q_hat=1", "q_hat>", "q_hat>e", "qhat>1", ">1", ""])
+def test_other_conditions_are_refused(text):
+    with pytest.raises(InputError, match="--fail-on"):
+        parse_condition(text)
+
+
+def test_conditions_are_judged_by_the_report(report):
+    value = report.claims["q_hat"].value
+    assert broken_conditions(report, [f"q_hat>{value - 1e-3:.6f}"])
+    assert not broken_conditions(report, [f"q_hat>{value + 1e-3:.6f}"])
+    correlation = report.agreement["value"]["pearson"]
+    assert broken_conditions(report, [f"pearson<{correlation + 0.1:.6f}"])
+
+
+def test_what_was_not_measured_breaks_its_condition(report):
+    x = torch.randn(4, 5)
+    model = nn.Linear(5, 3)
+    blind = check_approximation(model, [(x, torch.arange(4) % 3)], gradients=False, pair_samples=2)
+    assert broken_conditions(blind, ["gradient<0"])
+
+
+def test_every_condition_name_can_be_judged(report):
+    for name in CONDITION_NAMES:
+        assert len(broken_conditions(report, [f"{name}>-1e9"])) == 1

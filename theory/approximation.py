@@ -1,0 +1,318 @@
+"""The check itself: does MixupE's approximation hold for this network on this data?
+
+`check_approximation` runs everything in this room on one network in one state and states, claim by
+claim, what holds. It reads no files and trains nothing; `python -m theory.check_approx` does both
+around it.
+"""
+
+import copy
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from theory.agreement import compare
+from theory.alignment import gradient_alignment
+from theory.attribution import LayerShares, attribution_table
+from theory.errors import InputError
+from theory.first_order import FirstOrder, first_order, first_order_coupled
+from theory.losses import Head, as_targets
+from theory.mixing import relabelled_law
+from theory.network import BatchNormMode, Function, evaluating
+from theory.regularizer import measure_theorem_1, rows_per_pair
+from theory.report import Report
+from theory.self_check import derivative_self_check
+from theory.verdicts import Thresholds, judge
+
+SELF_CHECK_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The examples of a check, whole, on the network's device."""
+
+    x: Tensor
+    targets: Tensor
+    mean: Tensor
+
+    def batches(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, targets) in the data's order."""
+        return zip(self.x.split(rows), self.targets.split(rows), strict=True)
+
+    def spread(self, n: int) -> tuple[Tensor, Tensor]:
+        """n examples at even distances, so that data sorted by class gives all classes."""
+        picks = torch.linspace(0, len(self.x) - 1, n, device=self.x.device).round().long()
+        return self.x[picks], self.targets[picks]
+
+
+def check_approximation(
+    model: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor]],
+    *,
+    alpha: float = 1.0,
+    beta: float | None = None,
+    order: int = 1,
+    head: Head = "softmax",
+    mean: Float[Tensor, " *dims"] | None = None,
+    batch_norm: BatchNormMode = "eval",
+    dtype: torch.dtype | None = None,
+    batch_size: int = 32,
+    gradients: bool = True,
+    nodes: int = 8,
+    pair_samples: int | None = None,
+    pair_seconds: float = 30.0,
+    thresholds: Thresholds | None = None,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+) -> Report:
+    """Measures every claim behind MixupE's approximation q̂ ≈ q for one network as it is now.
+
+    Exact q = (g − y)ᵀ J (x̄' − x) against q̂ = (y − g)ᵀ f, the two gaps between them, the layers
+    that cause the second, the alignment of their parameter gradients, and Theorem 1's identity and
+    first-order share on all pairs of a part of the data (Zou, Verma et al., "MixupE", UAI 2023).
+
+    Args:
+        model: Any module that maps a batch to logits of shape (batch, classes) or (batch,). It is
+            measured in evaluation mode, on its own device, and left as it was.
+        data: Iterable of (x, y) batches; y holds class indices or probability rows. Read once.
+        alpha: α of Mixup's Beta(α, β).
+        beta: β; α where it is not given.
+        order: Highest order of the expansion of R to report.
+        head: "softmax" for cross-entropy, "sigmoid" for (summed) binary cross-entropy.
+        mean: x̄' = E[x'], of one input's shape; the mean of `data` where it is not given.
+        batch_norm: "eval", or "batch" to normalise by the statistics of each `batch_size` examples.
+            The theorem's expectation over pairs is not defined there and is left out.
+        dtype: Precision to measure in (on a copy); the model's own where it is not given.
+        batch_size: Examples in one pass.
+        gradients: Whether to measure the gradient alignment, the dearest part.
+        nodes: Quadrature nodes for the expectation over λ.
+        pair_samples: Number of examples whose pairs are all taken for the exact R, at most the
+            number in `data`. Where it is not given, as many as `pair_seconds` allow.
+        pair_seconds: Time for that part, in seconds; the network's speed is measured first.
+        thresholds: What the claims are held against.
+        seed: Of the bootstrap.
+        on_progress: Called now and then with the work done since the last call, in forward passes
+            of one example.
+
+    Returns:
+        The report; `print` it for the table of claims.
+
+    Raises:
+        InputError: If the data, the model or an option cannot be used.
+    """
+    thresholds = thresholds or Thresholds()
+    relabelled_law(alpha, beta)  # refuses a bad α or β before any work
+    for name, number in (("order", order), ("nodes", nodes), ("batch_size", batch_size)):
+        if number < 1:
+            raise InputError(f"{name} is {number}: it must be at least 1")
+    if order > 1 and batch_norm == "batch":
+        raise InputError(
+            "order above 1 with batch_norm='batch' is refused: PyTorch's nested jvp returns wrong "
+            "second derivatives through train-mode batch norm; use order=1 or batch_norm='eval'"
+        )
+    model = _checked_model(model, dtype)
+    examples = _gather(model, data, mean, head, batch_size)
+    progress = on_progress or (lambda rows: None)
+
+    with evaluating(model, batch_norm) as f:
+        samples, attribution = _first_order_part(
+            model, f, examples, head, batch_norm, batch_size, progress
+        )
+        alignment, alignment_note = pd.DataFrame(), "not asked for"
+        if gradients:
+            alignment, alignment_note = _alignment_part(
+                model, f, examples, head, batch_size, progress
+            )
+        pairs: dict[str, Any] = {}
+        if batch_norm == "eval":
+            n = pair_samples or _affordable_pairs(
+                f, examples, pair_seconds, nodes, order, alpha, beta, batch_size
+            )
+            x, targets = examples.spread(min(n, len(examples.x)))
+            pairs = measure_theorem_1(
+                f, x, targets, alpha, beta, head, order, nodes, batch_size, progress
+            )
+    self_check, self_check_note = _self_check_part(model, examples, head, order, batch_norm)
+
+    q, q_hat = samples["q"].to_numpy(), samples["q_hat"].to_numpy()
+    agreement = compare(q, q_hat, seed)
+    claims = judge(
+        samples, agreement, alignment, alignment_note, pairs, self_check, self_check_note,
+        thresholds, examples.x.dtype, seed,
+    )  # fmt: skip
+    settings = {
+        "alpha": alpha,
+        "beta": alpha if beta is None else beta,
+        "order": order,
+        "head": head,
+        "mean": "data" if mean is None else "given",
+        "batch_norm": batch_norm,
+        "dtype": str(examples.x.dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "nodes": nodes,
+        "samples": len(examples.x),
+        "seed": seed,
+        "thresholds": asdict(thresholds),
+    }
+    return Report(
+        claims=claims,
+        samples=samples,
+        agreement=pd.DataFrame.from_dict(
+            {name: asdict(estimate) for name, estimate in agreement.items()}, orient="index"
+        ),
+        attribution=attribution,
+        alignment=alignment,
+        regularizer=pairs,
+        self_check=self_check,
+        settings=settings,
+    )
+
+
+def _checked_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"the model's {name} holds NaN or Inf: train or load it anew")
+    if dtype is None or all(
+        p.dtype == dtype for p in model.parameters() if p.is_floating_point()
+    ):  # fmt: skip
+        return model
+    if not dtype.is_floating_point:
+        raise InputError(f"dtype is {dtype}: derivatives need a floating-point type")
+    return copy.deepcopy(model).to(dtype)
+
+
+def _gather(
+    model: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor]],
+    mean: Tensor | None,
+    head: Head,
+    batch_size: int,
+) -> _Data:
+    """All examples in one tensor of the model's precision, with validated targets and x̄'."""
+    xs, ys = [], []
+    for batch in data:
+        if isinstance(batch, Tensor) or len(batch) != 2:
+            raise InputError("data must yield (x, y) pairs of tensors: pass [(x, y)] for one batch")
+        x, y = (torch.as_tensor(part) for part in batch)
+        if len(x) != len(y):
+            raise InputError(f"a batch holds {len(x)} inputs and {len(y)} labels: they must match")
+        xs.append(x)
+        ys.append(y)
+    if sum(map(len, xs)) == 0:
+        raise InputError("there are no samples: pass data with at least one example")
+    if len({(x.shape[1:], y.shape[1:], y.dtype) for x, y in zip(xs, ys, strict=True)}) > 1:
+        raise InputError("batches differ in the shape of inputs or labels: make them alike")
+    x, y = torch.cat(xs), torch.cat(ys)
+    if not x.is_floating_point():
+        raise InputError(f"inputs are {x.dtype}: derivatives need floating-point inputs")
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("the data holds NaN or Inf: clean it first")
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
+    x = x.to(parameter.device, parameter.dtype)
+    with torch.no_grad(), evaluating(model) as f:
+        num_classes = f(x[:batch_size]).shape[1]
+    targets = as_targets(y.to(x.device), num_classes, head, dtype=x.dtype)
+    if mean is None:
+        mean = x.mean(0, dtype=torch.float64)
+    elif mean.shape != x.shape[1:]:
+        raise InputError(
+            f"mean has shape {tuple(mean.shape)} and one input {tuple(x.shape[1:])}: they must be "
+            "the same"
+        )
+    return _Data(x, targets, mean.to(x.device, x.dtype))
+
+
+def _first_order_part(
+    model: nn.Module,
+    f: Function,
+    examples: _Data,
+    head: Head,
+    batch_norm: BatchNormMode,
+    batch_size: int,
+    progress: Callable[[float], None],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The samples' columns and the attribution of their homogeneity gap."""
+    columns: dict[str, list[Tensor]] = {field.name: [] for field in fields(FirstOrder)}
+    shares: dict[str, list[Tensor]] = defaultdict(list)
+    kinds: dict[str, str] = {}
+    for x, targets in examples.batches(batch_size):
+        with LayerShares(model) as recorded:
+            terms = first_order(f, x, targets, examples.mean, head)
+        if batch_norm == "batch":
+            # One backward pass gives totals over the coupled batch, not the rows.
+            recorded.by_layer = {k: v.sum() for k, v in recorded.by_layer.items()}
+            terms = first_order_coupled(f, x, targets, examples.mean, head)
+        for name, column in vars(terms).items():
+            columns[name].append(column)
+        for layer, share in recorded.by_layer.items():
+            shares[layer].append(share)
+        kinds |= recorded.kinds
+        progress(3.2 * len(x))
+    samples = pd.DataFrame({k: torch.cat(v).double().cpu().numpy() for k, v in columns.items()})
+    bad = ~np.isfinite(samples.to_numpy()).all(1)
+    if bad.any():
+        raise InputError(
+            f"the model gives NaN or Inf on {int(bad.sum())} of {len(bad)} examples (first: number "
+            f"{int(bad.argmax())}): check its weights and the scale of the data"
+        )
+    return samples, attribution_table(shares, kinds, samples["homogeneity_gap"].to_numpy())
+
+
+def _alignment_part(
+    model: nn.Module,
+    f: Function,
+    examples: _Data,
+    head: Head,
+    batch_size: int,
+    progress: Callable[[float], None],
+) -> tuple[pd.DataFrame, str]:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, targets in examples.batches(batch_size):
+            yield x, targets
+            progress(14 * len(x))
+
+    try:
+        return gradient_alignment(model, f, batches(), examples.mean, head), ""
+    except InputError as error:  # a model may well lack second derivatives or parameters
+        return pd.DataFrame(), str(error)
+
+
+def _affordable_pairs(
+    f: Function,
+    examples: _Data,
+    seconds: float,
+    nodes: int,
+    order: int,
+    alpha: float,
+    beta: float | None,
+    batch_size: int,
+) -> int:
+    """The largest n whose n² pairs fit the time, by the measured speed; at least 2."""
+    x = examples.x[:batch_size]
+    with torch.no_grad():
+        f(x)  # the first pass also sets up; it is not timed
+        start = time.perf_counter()
+        f(x)
+        per_row = (time.perf_counter() - start) / len(x)
+    return max(2, math.isqrt(int(seconds / (per_row * rows_per_pair(nodes, order, alpha, beta)))))
+
+
+def _self_check_part(
+    model: nn.Module, examples: _Data, head: Head, order: int, batch_norm: BatchNormMode
+) -> tuple[dict[str, Any], str]:
+    x, targets = examples.spread(min(SELF_CHECK_SAMPLES, len(examples.x)))
+    try:
+        result = derivative_self_check(
+            model, x, targets, examples.mean, head=head, order=order, batch_norm=batch_norm
+        )
+    except InputError as error:
+        return {}, str(error)
+    return asdict(result), ""

@@ -1,0 +1,209 @@
+"""Which layer breaks homogeneity: the gap (g − y)ᵀ(f − J x) as an exact sum over layers.
+
+For a network that is a graph of modules z_l = F_l(z_in), put r_l = F_l(z_in) − J_{F_l} z_in, the
+part of a module's output that its own linearisation through the origin misses: the bias of an
+affine layer, β − γμ/σ for batch norm in evaluation mode, σ(z) − σ'(z) z for an activation, and
+zero for bias-free convolutions, ReLU, pooling and addition. By the chain rule
+
+    (g − y)ᵀ (f − J x)  =  Σ_l ⟨ ∂[(g − y)ᵀ f]/∂z_l , r_l ⟩       with g − y held constant,
+
+so one forward and one backward pass give every layer's share. Operations outside any leaf module
+(functional calls, parameters added by hand) are seen only by what is missing from the sum: the
+unattributed remainder.
+"""
+
+import math
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from theory.network import derivative_rules
+
+_HOMOGENEOUS = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Flatten, nn.Unflatten, nn.Upsample,
+    _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd,
+)  # fmt: skip
+# Modules with children that they use without calling them.
+_UNITS = (nn.MultiheadAttention,)
+_AFFINE = (nn.Linear, _ConvNd, _BatchNorm)
+
+
+class LayerShares:
+    """Records every layer's share of the homogeneity gap while one backward pass runs.
+
+    Use it around `theory.first_order.first_order` (or `loss_gradient`):
+
+        with evaluating(model) as f, LayerShares(model) as shares:
+            terms = first_order(f, x, targets, mean)
+        shares.by_layer["layer1.0.bn1"]  # shape (batch,), sums over layers to the gap
+
+    Attributes:
+        by_layer: Share of each leaf module that the pass went through, by its qualified name; a
+            module called several times has its sum. Shape (batch,), or () where the module's
+            output does not lead with the batch axis and only the total is known.
+        kinds: Class name of each of these modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.by_layer: dict[str, Tensor] = {}
+        self.kinds: dict[str, str] = {}
+        self._model = model
+        self._handles: list[Any] = []
+        self._inplace: list[Any] = []
+        self._batch: int | None = None
+
+    def __enter__(self) -> "LayerShares":
+        if self._model.training:
+            raise ValueError("attribution is for evaluation mode: use theory.network.evaluating")
+        for name, module in self._model.named_modules():
+            if getattr(module, "inplace", False):  # would overwrite the input that r is made of
+                module.inplace = False
+                self._inplace.append(module)
+            known = isinstance(module, (*_HOMOGENEOUS, *_AFFINE)) and _is_stock(module)
+            if known or isinstance(module, _UNITS) or next(module.children(), None) is None:
+                hook = self._hook(name or "(model)")
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        self._handles.append(self._model.register_forward_pre_hook(self._note_batch, prepend=True))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for module in self._inplace:
+            module.inplace = True
+        self._handles.clear()
+        self._inplace.clear()
+
+    def _note_batch(self, module: nn.Module, inputs: tuple) -> None:
+        self._batch = len(inputs[0])
+
+    def _hook(self, name: str) -> Any:
+        def forward_hook(module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> None:
+            output = _main_output(output)
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return
+            self.kinds[name] = type(module).__name__
+            offset = _offset(module, inputs, keywords, output)
+            if offset is None:
+                return
+
+            def backward_hook(gradient: Tensor) -> None:
+                product = (gradient * offset).detach()
+                resolved = product.ndim > 0 and len(product) == self._batch
+                share = product.flatten(1).sum(1) if resolved else product.sum()
+                known = self.by_layer.get(name)
+                if known is not None and known.shape != share.shape:
+                    known, share = known.sum(), share.sum()
+                self.by_layer[name] = share if known is None else known + share
+
+            output.register_hook(backward_hook)
+
+        return forward_hook
+
+
+def _is_stock(module: nn.Module) -> bool:
+    """Whether the module's forward is PyTorch's own, so that the closed form for it is right."""
+    return type(module).forward.__module__.startswith("torch.nn.modules")
+
+
+def _main_output(output: Any) -> Any:
+    """The tensor that a module returns, or the first of several (attention, recurrent layers)."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def _offset(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> Tensor | None:
+    """r = F(z) − J_F z in a shape that broadcasts against the output; None where it is zero."""
+    if _is_stock(module):
+        if isinstance(module, _HOMOGENEOUS):
+            return None
+        if isinstance(module, nn.Linear):
+            return None if module.bias is None else module.bias.detach()
+        if isinstance(module, _ConvNd) and module.padding_mode in ("zeros", "circular"):
+            return None if module.bias is None else _per_channel(module.bias.detach(), output)
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            return _per_channel(_batch_norm_shift(module), output)
+    return _measured_offset(module, inputs, keywords, output)
+
+
+def _per_channel(values: Tensor, output: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (output.ndim - 2)) if output.ndim > 2 else values
+
+
+def _batch_norm_shift(module: _BatchNorm) -> Tensor:
+    """β − γ μ/√(var + ε), the constant that batch norm adds in evaluation mode."""
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    shift = -module.running_mean * (module.running_var + module.eps).rsqrt()
+    if module.affine:
+        shift = shift * module.weight.detach() + module.bias.detach()
+    return shift
+
+
+def _measured_offset(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> Tensor:
+    """r by a jvp of the module along its own input, for any module."""
+    places = [k for k, z in enumerate(inputs) if isinstance(z, Tensor) and z.is_floating_point()]
+    if not places:
+        return output.detach()  # constant in x, an embedding of positions say
+    values = tuple(inputs[k].detach() for k in places)
+
+    def forward(*replaced: Tensor) -> Tensor:
+        arguments = list(inputs)
+        for k, value in zip(places, replaced, strict=True):
+            arguments[k] = value
+        return _main_output(module.forward(*arguments, **keywords))
+
+    with torch.no_grad(), derivative_rules():
+        z, tangent = torch.func.jvp(forward, values, values)[:2]
+    return (z - tangent).detach()
+
+
+def attribution_table(
+    shares: dict[str, list[Tensor]], kinds: dict[str, str], gap: np.ndarray
+) -> pd.DataFrame:
+    """One row a layer, largest share first, and what no layer accounts for in a last row.
+
+    Args:
+        shares: `LayerShares.by_layer` of every batch, in the data's order.
+        kinds: `LayerShares.kinds`.
+        gap: The examples' homogeneity gaps.
+
+    Returns:
+        Columns `layer`, `kind`, `mean` (over examples; sums to the gap's mean) and `mean_abs` (of
+        the examples' shares, NaN where only the total is known).
+    """
+    rows = []
+    rest_of_examples: np.ndarray | None = gap.copy()
+    rest = gap.sum()
+    for layer, pieces in shares.items():
+        total = sum(float(piece.double().sum()) for piece in pieces)
+        rest -= total
+        mean_abs = math.nan
+        resolved = all(piece.ndim for piece in pieces)
+        if resolved:
+            by_example = torch.cat(pieces).double().cpu().numpy()
+            resolved = len(by_example) == len(gap)
+        if resolved:
+            mean_abs = float(np.abs(by_example).mean())
+            if rest_of_examples is not None:
+                rest_of_examples -= by_example
+        else:
+            rest_of_examples = None
+        rows.append((layer, kinds[layer], total / len(gap), mean_abs))
+    table = pd.DataFrame(rows, columns=["layer", "kind", "mean", "mean_abs"])
+    order = table["mean_abs"].fillna(table["mean"].abs()).sort_values(ascending=False).index
+    left = math.nan if rest_of_examples is None else float(np.abs(rest_of_examples).mean())
+    table = table.loc[order].reset_index(drop=True)
+    table.loc[len(table)] = ["(unattributed)", "", rest / len(gap), left]
+    return table

@@ -1,0 +1,365 @@
+"""Command: does MixupE's approximation q̂ ≈ q hold for a network, before and while it trains?
+
+`python -m theory.check_approx --model preact50` needs nothing else: it trains on scikit-learn's
+digits for a short while, checks at initialisation and as it goes, prints the claims with their
+verdicts, and writes `report.json`, `samples.csv` and figures.
+"""
+
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import torch
+import tyro
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from deep.checkpoint import load_weights
+from deep.data.images import ImageData, load_images
+from deep.models import resolve_model
+from deep.objective import build_objective
+from deep.train import train
+from figures.check_approx import panels_of, plot_overview, plot_panel
+from theory.approximation import check_approximation
+from theory.command import run_command
+from theory.errors import InputError
+from theory.losses import Head, as_targets
+from theory.mixing import beta_law
+from theory.network import BatchNormMode, evaluating
+from theory.regularizer import rows_per_pair
+from theory.report import Report, claims_table, command_line, write_atomically, write_reports
+from theory.verdicts import Thresholds, broken_conditions, parse_condition
+
+PROG = "python -m theory.check_approx"
+NODES = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """Check MixupE's q̂ = (y − g)ᵀf against exact q, before and while a network trains."""
+
+    model: str
+    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, or your own: path/to/file.py:factory"""
+    checkpoint: Path | None = None
+    """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
+    data: str = "digits"
+    """digits (embedded), cifar10, cifar100 or svhn"""
+    data_dir: Path | None = None
+    """Folder that holds the published files; without it they are downloaded and verified"""
+    objective: Literal["erm", "mixup", "mixupe"] = "mixupe"
+    """What training minimises"""
+    eta: float = 0.001
+    """Strength of MixupE's penalty"""
+    epochs: float = 1.0
+    """Passes over the training data, fractions allowed; 0 checks without training"""
+    check_every: float = 0.5
+    """Epochs between checks"""
+    batch_size: int = 32
+    """Examples in a training step, and in one pass of a check"""
+    lr: float = 0.02
+    """Peak learning rate (SGD, Nesterov momentum 0.9, short warm-up, cosine to zero)"""
+    samples: int = 64
+    """Training examples that are checked, drawn once, classes in proportion"""
+    order: int = 1
+    """Highest order of the expansion of the regulariser"""
+    alpha: float = 1.0
+    """α of Beta(α, β)"""
+    beta: float | None = None
+    """β of Beta(α, β); α if not given"""
+    head: Head = "softmax"
+    """softmax: cross-entropy; sigmoid: binary cross-entropy on each logit"""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the checks; training is in float32"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU if there is one"""
+    batch_norm: BatchNormMode = "eval"
+    """Check with running statistics (eval) or with those of each batch (batch)"""
+    gradients: bool = True
+    """Compare the parameter gradients of |q| and |q̂| (half of a check's time)"""
+    pair_samples: int | None = None
+    """Examples whose pairs are all taken for the exact regulariser; as many as fit if not given"""
+    pair_seconds: float = 15.0
+    """Seconds that this part may take at each check"""
+    thresholds: Annotated[Thresholds, tyro.conf.arg(name="threshold")] = field(
+        default_factory=Thresholds
+    )
+    """What the claims are held against"""
+    seed: int = 0
+    """Of initial weights, order of examples, mixing and bootstrap"""
+    out: Path | None = None
+    """Folder for report.json, samples.csv and figures; runs/check_approx/… if not given"""
+    fail_on: tuple[str, ...] = ()
+    """Conditions such as "q_hat>0.5" "pearson<0.9" that make the exit code 1"""
+    debug: bool = False
+    """Show the traceback of an error"""
+
+
+def measure(config: Config, on_check: Any = None) -> list[Report]:
+    """Runs the checks that a configuration asks for, training in between.
+
+    Args:
+        config: The flags.
+        on_check: Called with the reports so far after each check.
+
+    Returns:
+        The reports in order, before training first.
+
+    Raises:
+        InputError: If a flag, file, network or data set cannot be used.
+    """
+    _check_numbers(config)
+    device = _device(config.device)
+    data = load_images(config.data, config.data_dir)
+    torch.manual_seed(config.seed)
+    _, channels, *size = data.x_train.shape
+    model = resolve_model(
+        config.model,
+        num_classes=data.num_classes,
+        in_channels=channels,
+        image_size=(size[0], size[1]),
+    ).to(device)
+    if config.checkpoint is not None:
+        load_weights(model, config.checkpoint)
+    probe = _probe(data, config.samples, config.seed)
+    mean = data.x_train.mean(0)
+    targets = as_targets(data.y_train, _num_logits(model, data), config.head)
+    objective = build_objective(
+        config.objective,
+        model,
+        head=config.head,
+        alpha=config.alpha,
+        beta=config.beta,
+        eta=config.eta,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    reports: list[Report] = []
+    with _Progress(config, len(data.x_train), len(probe[0])) as progress:
+        for state in _states(config, objective, data.x_train, targets, progress):
+            pairs = reports[0].regularizer.get("samples") if reports else config.pair_samples
+            report = check_approximation(
+                model,
+                [probe],
+                alpha=config.alpha,
+                beta=config.beta,
+                order=config.order,
+                head=config.head,
+                mean=mean,
+                batch_norm=config.batch_norm,
+                dtype=getattr(torch, config.dtype),
+                batch_size=config.batch_size,
+                gradients=config.gradients,
+                nodes=NODES,
+                pair_samples=pairs,
+                pair_seconds=config.pair_seconds,
+                thresholds=config.thresholds,
+                seed=config.seed,
+                on_progress=progress.add,
+            )
+            settings = {**_as_json(config), **report.settings, "source": data.source}
+            reports.append(replace(report, training=state, settings=settings))
+            progress.checked(reports)
+            if on_check:
+                on_check(reports)
+    return reports
+
+
+def _states(
+    config: Config, objective: nn.Module, x: Tensor, targets: Tensor, progress: "_Progress"
+) -> Iterator[dict[str, Any]]:
+    """Trains, stopping wherever a check is due; yields where training stands."""
+    yield {"epoch": 0.0, "step": 0, "train_loss": None}
+    due, losses = config.check_every, []
+    steps = train(
+        objective,
+        x,
+        targets,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    for step in steps if config.epochs > 0 else ():
+        losses.append(step.loss)
+        progress.add(_TRAINING_WORK[config.objective] * config.batch_size)
+        last = step.index + 1 == step.total
+        if last or step.epoch >= due - 1e-9:
+            mean = sum(losses) / len(losses)
+            yield {"epoch": round(step.epoch, 6), "step": step.index + 1, "train_loss": mean}
+            losses.clear()
+            due = config.check_every * (math.floor(step.epoch / config.check_every + 1e-9) + 1)
+
+
+# Work in forward passes of one example, measured on a PreActResNet-50; it only feeds the time left.
+_TRAINING_WORK = {"erm": 4.0, "mixup": 4.0, "mixupe": 8.0}
+_FIRST_ORDER_WORK, _GRADIENT_WORK = 3.2, 14.0
+
+
+class _Progress:
+    """A bar over all training and checking, with the time left."""
+
+    def __init__(self, config: Config, examples: int, samples: int) -> None:
+        self._checks = 1 + math.ceil(config.epochs / config.check_every - 1e-9)
+        self._pair_work = rows_per_pair(NODES, config.order, config.alpha, config.beta)
+        self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
+        one = samples * (_FIRST_ORDER_WORK + (_GRADIENT_WORK if config.gradients else 0))
+        self._fixed += self._checks * one
+        pairs = 0 if config.batch_norm == "batch" else config.pair_samples or 12
+        self._bar = tqdm(
+            total=int(self._total(pairs)),
+            disable=None,  # silent where stderr is no terminal
+            bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left",
+            desc=f"checking {Path(config.model).name}",
+        )
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _total(self, pairs: int) -> float:
+        return self._fixed + self._checks * pairs**2 * self._pair_work
+
+    def add(self, work: float) -> None:
+        """So much work was done, in forward passes of one example."""
+        left = (self._bar.total or 0) - self._bar.n
+        self._bar.update(min(work, left))
+
+    def checked(self, reports: Sequence[Report]) -> None:
+        """Says where a check stands, and plans anew with the number of pairs it took."""
+        report = reports[-1]
+        self._bar.total = int(self._total(report.regularizer.get("samples", 0)))
+        self._bar.refresh()
+        state, value = report.training, {n: c.value for n, c in report.claims.items()}
+        loss = "" if state["train_loss"] is None else f"training loss {state['train_loss']:.3f}, "
+        correlation = float(report.agreement["value"]["pearson"])
+        self._bar.write(
+            f"epoch {state['epoch']:<5g} {loss}error of q̂ {value['q_hat']:.2f} (normalisation "
+            f"{value['normalization']:.2f}, homogeneity {value['homogeneity']:.2f}), correlation "
+            f"{correlation:+.2f}",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()  # a log file shall show it now
+
+
+def _check_numbers(config: Config) -> None:
+    beta_law(config.alpha, config.beta)
+    bounds = {"epochs": (config.epochs, 0.0), "samples": (config.samples, 1),
+              "order": (config.order, 1), "batch_size": (config.batch_size, 2),
+              "pair_samples": (config.pair_samples or 1, 1)}  # fmt: skip
+    for name, (value, least) in bounds.items():
+        if not (least <= value < math.inf):
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is {value}: it must be at least {least:g} and finite")
+    for name in ("check_every", "pair_seconds", "lr"):
+        value = getattr(config, name)
+        if not (0 < value < math.inf):
+            raise InputError(
+                f"--{name.replace('_', '-')} is {value}: it must be positive and finite"
+            )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}): try cpu") from error
+    return device
+
+
+def _probe(data: ImageData, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training examples to check, classes in proportion where their number allows it."""
+    n = len(data.x_train)
+    if samples > n:
+        raise InputError(f"--samples is {samples} and {data.name} has {n} training examples")
+    if samples == n:
+        return data.x_train, data.y_train
+    labels = data.y_train.numpy()
+    enough = min(samples, n - samples) >= data.num_classes
+    chosen, _ = train_test_split(
+        range(n), train_size=samples, random_state=seed, stratify=labels if enough else None
+    )
+    return data.x_train[chosen], data.y_train[chosen]
+
+
+def _num_logits(model: nn.Module, data: ImageData) -> int:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), evaluating(model) as f:
+        return f(data.x_train[:2].to(device)).shape[1]
+
+
+def _as_json(config: Config) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def save(folder: Path, reports: Sequence[Report]) -> None:
+    """Writes report.json and samples.csv of the checks so far, each as a whole.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    write_reports(folder / "report.json", reports, command=command_line("theory.check_approx"))
+    samples = pd.concat(
+        report.samples.assign(epoch=report.training["epoch"], sample=range(len(report.samples)))
+        for report in reports
+    )
+    columns = ["epoch", "sample", *reports[-1].samples.columns]
+    write_atomically(
+        folder / "samples.csv", lambda path: samples[columns].to_csv(path, index=False)
+    )
+
+
+def save_figures(folder: Path, reports: Sequence[Report]) -> list[Path]:
+    """Draws every figure that the checks can fill; returns the files."""
+    settings = reports[-1].settings
+    title = f"{Path(settings['model']).name} on {settings['data']}, {settings['objective']}"
+    figures = {name: plot_panel(name, reports) for name in panels_of(reports)}
+    figures["overview"] = plot_overview(reports, title)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        write_atomically(paths[-1], figure.savefig)
+    return paths
+
+
+def run(config: Config) -> int:
+    """Measures, saves and prints; the exit code."""
+    for text in config.fail_on:
+        parse_condition(text)
+    name = re.sub(r"[^\w.-]+", "_", f"{Path(config.model).name}-{config.data}-{config.objective}")
+    folder = config.out or Path("runs") / "check_approx" / name
+    # An unwritable folder must show before minutes of work, not after.
+    write_atomically(folder / ".writable", lambda path: path.write_text(""))
+    (folder / ".writable").unlink()
+    with warnings.catch_warnings():
+        # Said once by torch.func on first use; nothing that a user of this command can act on.
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is")
+        reports = measure(config, on_check=lambda done: save(folder, done))
+    figures = save_figures(folder, reports)
+    shown = reports if len(reports) == 1 else [reports[0], reports[-1]]
+    print(f"\n{claims_table(shown)}\n")
+    print(f"Written to {folder}: report.json, samples.csv, {', '.join(p.name for p in figures)}")
+    broken = broken_conditions(reports[-1], config.fail_on)
+    for line in broken:
+        print(f"failed on {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run_command(Config, run, prog=PROG, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The shape that all commands share: a typed dataclass of flags, one-line errors, exit codes.
+
+0 the command did its work, whatever it found; 1 a bound that the user set was broken; 2 bad input.
+"""
+
+import contextlib
+import io
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from theory.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def run_command(
+    config_type: type[Config],
+    run: Callable[[Config], int],
+    *,
+    prog: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses flags, runs, and turns bad input into one line on stderr.
+
+    Args:
+        config_type: Frozen dataclass of flags, or a union of such for subcommands. If an instance
+            has a true `debug` attribute, bad input shows its traceback.
+        run: Does the work; returns the exit code.
+        prog: The command as the user types it.
+        argv: Flags; the process's own where not given.
+
+    Returns:
+        The exit code.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config = tyro.cli(config_type, prog=prog, args=argv, use_underscores=False)
+    except SystemExit as end:
+        if end.code:
+            print(f"error: {_one_line(complaint.getvalue())} (see {prog} --help)", file=sys.stderr)
+        return int(end.code or 0)
+    try:
+        return run(config)
+    except InputError as error:
+        if getattr(config, "debug", False):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was finished before has been kept", file=sys.stderr)
+        return 130
+
+
+def _one_line(box: str) -> str:
+    """The message inside the box that tyro draws around an error."""
+    lines = [line.strip("│╭╮╰╯─ \n") for line in box.splitlines()[1:]]
+    body: list[str] = []
+    for line in lines:
+        if not line and body:
+            break
+        body.append(line)
+    return " ".join(" ".join(body).split()).rstrip(".") or "these flags cannot be read"

@@ -1,0 +1,252 @@
+"""Theorem 1: the risk of Mixup is the standard risk plus a regulariser, L_mix = L_std + R.
+
+    L_std = 1/n Σ_i ℓ(x_i, y_i)
+    L_mix = 1/n² Σ_ij E_{λ ~ Beta(α, β)} ℓ(λ x_i + (1−λ) x_j, λ y_i + (1−λ) y_j)
+    R     = 1/n Σ_i E_{λ ~ D̃_λ, x'} [φ_i(a) − φ_i(0)],   φ_i(a) = ℓ(x_i + a(x' − x_i), y_i)
+
+with a = 1 − λ and x' uniform on the sample, x_i itself included (Zou, Verma et al., "MixupE", UAI
+2023, Theorem 1 with its remainder kept, so that it is an identity). The two sides are computed by
+routes that share nothing but the network: L_mix from mixed labels and Beta(α, β), R from kept
+labels and D̃_λ.
+
+All n² pairs times all quadrature nodes go through the network, in pieces of `rows` inputs, so
+memory does not grow with n² and time does.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theory.agreement import pearson, sign_agreement
+from theory.errors import InputError
+from theory.losses import Head, loss
+from theory.mixing import BetaMixture, beta_law, relabelled_law
+from theory.network import Function
+from theory.taylor import loss_taylor_terms
+
+
+def standard_risk(
+    f: Function,
+    x: Float[Tensor, "n *dims"],
+    targets: Float[Tensor, "n classes"],
+    head: Head = "softmax",
+    *,
+    rows: int = 256,
+) -> Float[Tensor, " n"]:
+    """ℓ(x_i, y_i) of each example in float64; the mean is L_std."""
+    with torch.no_grad():
+        pieces = [
+            loss(f(a), b, head).double()
+            for a, b in zip(x.split(rows), targets.split(rows), strict=True)
+        ]
+    return torch.cat(pieces)
+
+
+def mixup_risk(
+    f: Function,
+    x: Float[Tensor, "n *dims"],
+    targets: Float[Tensor, "n classes"],
+    *,
+    alpha: float,
+    beta: float | None = None,
+    nodes: int = 16,
+    head: Head = "softmax",
+    rows: int = 256,
+) -> Float[Tensor, " n"]:
+    """L_mix by its definition: all n² pairs, labels mixed, λ ~ Beta(α, β) by quadrature.
+
+    Args:
+        f: The network as a function (evaluation mode).
+        x: Inputs.
+        targets: y, one row an example.
+        alpha: α of the law of λ.
+        beta: β of the law of λ; α where it is not given.
+        nodes: Gauss–Jacobi nodes. The error falls spectrally for a smooth network and
+            algebraically across the kinks of a ReLU network.
+        head: Which loss.
+        rows: Inputs in one forward pass; bounds the memory.
+
+    Returns:
+        For each i the mean over j and λ, in float64; the mean over i is L_mix.
+
+    Raises:
+        InputError: If α or β is not positive, or there is no example.
+    """
+    total = x.new_zeros(len(x), dtype=torch.float64)
+    with torch.no_grad():
+        for i, j, a, weight in _pairs(x, beta_law(alpha, beta), nodes, rows):
+            lam = 1 - a
+            mixed = _rows(lam, x) * x[i] + _rows(a, x) * x[j]
+            labels = lam[:, None] * targets[i] + a[:, None] * targets[j]
+            total.index_add_(0, i, weight * loss(f(mixed), labels, head).double())
+    return total
+
+
+def regularizer(
+    f: Function,
+    x: Float[Tensor, "n *dims"],
+    targets: Float[Tensor, "n classes"],
+    *,
+    alpha: float,
+    beta: float | None = None,
+    nodes: int = 16,
+    head: Head = "softmax",
+    rows: int = 256,
+) -> Float[Tensor, " n"]:
+    """Theorem 1's R of each example: all partners, own label kept, λ ~ D̃_λ by quadrature.
+
+    Arguments and errors as for `mixup_risk`. The mean over examples is R.
+    """
+    start = standard_risk(f, x, targets, head, rows=rows)
+    total = torch.zeros_like(start)
+    with torch.no_grad():
+        for i, j, a, weight in _pairs(x, relabelled_law(alpha, beta), nodes, rows):
+            moved = x[i] + _rows(a, x) * (x[j] - x[i])
+            change = loss(f(moved), targets[i], head).double() - start[i]
+            total.index_add_(0, i, weight * change)
+    return total
+
+
+def taylor_regularizer(
+    f: Function,
+    x: Float[Tensor, "n *dims"],
+    targets: Float[Tensor, "n classes"],
+    *,
+    order: int,
+    alpha: float,
+    beta: float | None = None,
+    head: Head = "softmax",
+    rows: int = 64,
+) -> Float[Tensor, "order n"]:
+    """R cut off after each order: row K − 1 is Σ_{k ≤ K} E[a^k] mean_j φ_ij^{(k)}(0)/k!.
+
+    The composite expansion of Theorem 1, with the expectation over D̃_λ taken by its exact moments
+    and the mean over all n partners. Nothing says that the sums converge: a network's series
+    along x → x' may diverge before a = 1.
+
+    Raises:
+        InputError: If the order is below 1, or as for `mixup_risk` and `loss_taylor_terms`.
+    """
+    if order < 1:
+        raise InputError(f"the order of the expansion is {order}: it must be at least 1")
+    law = relabelled_law(alpha, beta)
+    sums = x.new_zeros(order, len(x), dtype=torch.float64)
+    for i, j in _pair_indices(len(x), rows, x.device):
+        terms = loss_taylor_terms(f, x[i], targets[i], x[j] - x[i], order, head)
+        sums.index_add_(1, i, terms[1:].double())
+    moments = torch.tensor([law.moment(k) for k in range(1, order + 1)], dtype=torch.float64)
+    return (sums / len(x) * moments.to(sums.device)[:, None]).cumsum(0)
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _pair_indices(n: int, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """All ordered pairs (i, j), i = j included, `rows` at a time."""
+    for start in range(0, n * n, rows):
+        flat = torch.arange(start, min(start + rows, n * n), device=device)
+        yield flat // n, flat % n
+
+
+def _pairs(
+    x: Tensor, law: BetaMixture, nodes: int, rows: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Pieces (i, j, a, weight/n) of all pairs times all quadrature nodes."""
+    n = len(x)
+    if n == 0:
+        raise InputError("there are no examples: pass at least one")
+    points, weights = (torch.from_numpy(v).to(x.device) for v in law.quadrature(nodes))
+    per_pair = len(points)
+    for start in range(0, n * n * per_pair, rows):
+        flat = torch.arange(start, min(start + rows, n * n * per_pair), device=x.device)
+        pair, k = flat // per_pair, flat % per_pair
+        yield pair // n, pair % n, points[k].to(x.dtype), weights[k] / n
+
+
+def rows_per_pair(nodes: int, order: int, alpha: float, beta: float | None) -> float:
+    """Forward passes of one example that one pair costs in `measure_theorem_1`, roughly."""
+    rules = 1 + len(relabelled_law(alpha, beta).components)
+    return rules * (nodes + _coarse(nodes)) + 4.0**order
+
+
+def _coarse(nodes: int) -> int:
+    """Nodes of the rule that the quadrature error is judged by."""
+    return max(1, (2 * nodes) // 3)
+
+
+def measure_theorem_1(
+    f: Function,
+    x: Tensor,
+    targets: Tensor,
+    alpha: float,
+    beta: float | None,
+    head: Head,
+    order: int,
+    nodes: int,
+    batch_size: int,
+    on_progress: Callable[[float], None],
+) -> dict[str, Any]:
+    """Theorem 1 on all n² pairs: both sides, their quadrature errors, and R order by order.
+
+    Args:
+        f: The network as a function (evaluation mode).
+        x: Inputs.
+        targets: y, one row an example.
+        alpha: α of the law of λ.
+        beta: β of the law of λ; α where it is not given.
+        head: Which loss.
+        order: Highest order of the expansion of R.
+        nodes: Quadrature nodes; a rule of two thirds as many tells the quadrature error.
+        batch_size: Inputs in one differentiated pass.
+        on_progress: Called with the work done, in forward passes of one example.
+
+    Returns:
+        `samples`, `nodes`, the two sides `l_mix`, `l_std`, `r`, the relative `identity_error` and
+        `quadrature_error`, `r_by_order` and `rest_by_order` = |R − R_K|/|R| for K = 1 … order, the
+        agreement of R_1 with R over examples, and both by example.
+    """
+    law: dict[str, Any] = {"alpha": alpha, "beta": beta, "head": head, "rows": 2 * batch_size}
+    n = len(x)
+    rules = len(relabelled_law(alpha, beta).components)
+
+    def risk(m: int) -> float:
+        value = float(mixup_risk(f, x, targets, nodes=m, **law).mean())
+        on_progress(n * n * m)
+        return value
+
+    def exact(m: int) -> np.ndarray:
+        value = regularizer(f, x, targets, nodes=m, **law).cpu().numpy()
+        on_progress(n * n * m * rules)
+        return value
+
+    l_mix, l_mix_coarse = risk(nodes), risk(_coarse(nodes))
+    r, r_coarse = exact(nodes), exact(_coarse(nodes))
+    l_std = float(standard_risk(f, x, targets, head).mean())
+    law["rows"] = batch_size
+    r_k = taylor_regularizer(f, x, targets, order=order, **law).cpu().numpy()
+    on_progress(n * n * 4.0**order)
+    total = float(r.mean())
+    return {
+        "samples": n,
+        "nodes": nodes,
+        "l_std": l_std,
+        "l_mix": l_mix,
+        "r": total,
+        "r_by_order": r_k.mean(1).tolist(),
+        "identity_error": abs(l_mix - l_std - total) / abs(l_mix) if l_mix else math.nan,
+        "quadrature_error": (abs(l_mix - l_mix_coarse) + abs(total - float(r_coarse.mean())))
+        / (abs(l_mix) or 1.0),
+        "rest_by_order": [
+            abs(total - float(row.mean())) / abs(total) if total else math.nan for row in r_k
+        ],
+        "first_order_pearson": float(pearson(r, r_k[0])),
+        "first_order_sign_agreement": float(sign_agreement(r, r_k[0])),
+        "r_of_sample": r.tolist(),
+        "r1_of_sample": r_k[0].tolist(),
+    }

@@ -1,0 +1,308 @@
+"""The report of a check: claims with verdicts, and every number behind them, to and from JSON."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from theory.errors import InputError
+
+SCHEMA_VERSION = 1
+Verdict = Literal["HOLDS", "FAILS", "NOT MEASURED"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the theory, what was measured, and the threshold it was held against.
+
+    Attributes:
+        name: Short key, as in `--fail-on "q_hat>0.5"`.
+        statement: The claim in words.
+        measure: What `value` is.
+        value: The measured number; NaN if it could not be measured.
+        comparison: The claim holds if `value` stands in this relation to `threshold`.
+        threshold: The bound. It is a setting, not a law.
+        low: Lower end of the 95 % bootstrap interval of `value`, NaN where it has none.
+        high: Upper end.
+        note: What a reader must know, such as why it was not measured.
+    """
+
+    name: str
+    statement: str
+    measure: str
+    value: float
+    comparison: Literal["<=", ">="]
+    threshold: float
+    low: float = float("nan")
+    high: float = float("nan")
+    note: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """HOLDS or FAILS by the measured value alone, NOT MEASURED if there is none."""
+        if math.isnan(self.value):
+            return "NOT MEASURED"
+        holds = (
+            self.value <= self.threshold
+            if self.comparison == "<="
+            else self.value >= self.threshold
+        )
+        return "HOLDS" if holds else "FAILS"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `theory.check_approximation` found for one network in one state.
+
+    All losses and their derivatives are in nats.
+
+    Attributes:
+        claims: By name, in the order of the argument: `self_check`, `identity`, `first_order`,
+            `normalization`, `homogeneity`, `q_hat`, `gradient`.
+        samples: One row an example in the data's order; columns `loss`, `q`, `q_hat`,
+            `normalization_gap`, `homogeneity_gap`.
+        agreement: Index the statistic (`relative_error`, `pearson`, `spearman`, `sign_agreement`,
+            `slope`) of q̂ against q; columns `value`, `low`, `high`.
+        attribution: One row a layer with a share in the homogeneity gap, largest first: `layer`,
+            `kind`, `mean` (over examples; these sum to the gap's mean), `mean_abs` (of the
+            examples' shares, NaN where only the total is known). What no module accounts for
+            stands in the row "(unattributed)".
+        alignment: As from `theory.alignment.gradient_alignment`; empty if it was not asked for.
+        regularizer: Exact and truncated regulariser on all pairs of a part of the examples.
+        self_check: Errors of the derivatives against central differences.
+        settings: What the check was asked to do.
+        training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.
+        environment: Versions, platform, commit.
+    """
+
+    claims: dict[str, Claim]
+    samples: pd.DataFrame
+    agreement: pd.DataFrame
+    attribution: pd.DataFrame
+    alignment: pd.DataFrame
+    regularizer: dict[str, Any]
+    self_check: dict[str, Any]
+    settings: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=lambda: environment())
+
+    def __str__(self) -> str:
+        return claims_table([self])
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Writes this report as a JSON file; see `read_reports` for the way back.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        write_reports(path, [self])
+
+
+_FRAMES = ("samples", "agreement", "attribution", "alignment")
+
+
+def write_reports(
+    path: str | os.PathLike[str], reports: Sequence[Report], **run: Any
+) -> None:  # fmt: skip
+    """Writes the reports of one run, in order, as one JSON file.
+
+    Args:
+        path: Target; replaced as a whole or not at all.
+        reports: At least one; they share an environment.
+        **run: Further facts about the run, such as its command.
+    """
+    checks = []
+    for report in reports:
+        check = {
+            "training": report.training,
+            "settings": report.settings,
+            "claims": {
+                name: {**asdict(claim), "verdict": claim.verdict}
+                for name, claim in report.claims.items()
+            },
+            "regularizer": report.regularizer,
+            "self_check": report.self_check,
+        }
+        for name in _FRAMES:
+            frame = getattr(report, name)
+            frame = frame.reset_index(names="statistic") if name == "agreement" else frame
+            check[name] = frame.to_dict("list")
+        checks.append(check)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        **run,
+        "environment": reports[-1].environment,
+        "checks": checks,
+    }
+    text = json.dumps(_without_nan(content), indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_reports(path: str | os.PathLike[str]) -> list[Report]:
+    """The reports of a file written by `write_reports` or `Report.to_json`.
+
+    Raises:
+        InputError: If the file is missing, no such report, or of another schema version.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = content["schema_version"]
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): name a report.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no report: name a report.json") from error
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has report schema {version}, this version reads {SCHEMA_VERSION}: measure anew"
+        )
+    reports = []
+    for check in content["checks"]:
+        frames = {name: pd.DataFrame(check[name]) for name in _FRAMES}
+        frames["agreement"] = frames["agreement"].set_index("statistic")
+        claims = {}
+        for name, entry in check["claims"].items():
+            entry.pop("verdict")
+            numbers = ("value", "threshold", "low", "high")
+            entry |= {k: math.nan if entry[k] is None else entry[k] for k in numbers}
+            claims[name] = Claim(**entry)
+        reports.append(
+            Report(
+                claims=claims,
+                **{name: frame.infer_objects().fillna(math.nan) for name, frame in frames.items()},
+                regularizer=check["regularizer"],
+                self_check=check["self_check"],
+                settings=check["settings"],
+                training=check["training"],
+                environment=content["environment"],
+            )
+        )
+    return reports
+
+
+def claims_table(reports: Sequence[Report]) -> str:
+    """The claims as a table, one row a claim and one column a report."""
+    titles = [
+        f"epoch {report.training['epoch']:g}" if report.training else "measured"
+        for report in reports
+    ]
+    rows = [["claim", "measured as", "holds if", *titles]]
+    for name, claim in reports[-1].claims.items():
+        bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.2g}"
+        rows.append(
+            [claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
+        )
+    widths = [max(_width(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("─" * w for w in widths))
+    notes = [
+        f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
+    ]  # fmt: skip
+    return "\n".join([*(line.rstrip() for line in lines), *notes])
+
+
+def _width(text: str) -> int:
+    """Columns that the text takes: the hat on q̂ takes none."""
+    return sum(not unicodedata.combining(character) for character in text)
+
+
+def _cell(claim: Claim) -> str:
+    if claim.verdict == "NOT MEASURED":
+        return claim.verdict
+    interval = "" if math.isnan(claim.low) else f" [{claim.low:.2g}, {claim.high:.2g}]"
+    return f"{claim.verdict} {claim.value:.2g}{interval}"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and the commit of this toolkit, for the record of a run."""
+    names = ("mixup-theory", "torch", "numpy", "scipy", "pandas", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "versions": {name: _version(name) for name in names},
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+changes" if tracked files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
+        text = subprocess.run(
+            [*describe, "--dirty=+changes"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return text or None
+
+
+def command_line(module: str) -> str:
+    """The command that started this process, as a reader would type it."""
+    return " ".join(["python -m", module, *sys.argv[1:]])
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
+    """Writes a file under another name in the same folder, then puts it in place.
+
+    Args:
+        path: Target; its folder is made if need be. An older file there is replaced.
+        write: Called with the temporary path, whose suffix is the target's.
+
+    Raises:
+        InputError: If the folder or file cannot be written. The target is then as it was.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path} ({error.strerror}): name a folder you may write to"
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's private mode is not what a result wants
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): free or name another") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """The value with NaN as None and with infinities as text, which JSON can hold."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

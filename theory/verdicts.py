@@ -1,0 +1,162 @@
+"""From numbers to verdicts: what each claim of the theory is held against."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from theory.agreement import COMPARISONS, Estimate, bootstrapped, relative_size
+from theory.errors import InputError
+from theory.report import Claim, Report
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What each claim is held against; set before any measurement, and printed with the verdicts.
+
+    Attributes:
+        self_check: Largest relative error of a derivative against central differences.
+        identity: Largest relative difference of the two sides of Theorem 1 in exact arithmetic;
+            the rounding of the precision and the measured quadrature error are added to it.
+        first_order: Largest |R − R_1|/|R| at which the first order may be said to dominate.
+        normalization: Largest ‖normalisation gap‖/‖q‖ at which E[x'] = 0 may be said to hold.
+        homogeneity: Largest ‖homogeneity gap‖/‖q‖ at which J x ≈ f may be said to hold.
+        q_hat: Largest ‖q − q̂‖/‖q‖ at which q̂ ≈ q; the sum of the two before.
+        gradient: Smallest cosine of ∇mean|q| and ∇mean|q̂| at which they may be said to agree.
+    """
+
+    self_check: float = 1e-6
+    identity: float = 1e-10
+    first_order: float = 0.5
+    normalization: float = 0.1
+    homogeneity: float = 0.1
+    q_hat: float = 0.2
+    gradient: float = 0.9
+
+
+def judge(
+    samples: pd.DataFrame,
+    agreement: dict[str, Estimate],
+    alignment: pd.DataFrame,
+    alignment_note: str,
+    pairs: dict[str, Any],
+    self_check: dict[str, Any],
+    self_check_note: str,
+    limits: Thresholds,
+    dtype: torch.dtype,
+    seed: int,
+) -> dict[str, Claim]:
+    """Every claim with its verdict, in the order of the argument, from what was measured.
+
+    Args:
+        samples: Columns `q` and both gaps.
+        agreement: Of q̂ with q, as from `theory.agreement.compare`.
+        alignment: As from `theory.alignment.gradient_alignment`, or empty.
+        alignment_note: Why it is empty.
+        pairs: As from `theory.regularizer.measure_theorem_1`, or empty.
+        self_check: `theory.self_check.SelfCheck` as a mapping, or empty.
+        self_check_note: Why it is empty.
+        limits: The thresholds.
+        dtype: Precision of the measurement.
+        seed: Of the bootstrap.
+    """
+    nan = math.nan
+    error = agreement["relative_error"]
+    q = samples["q"].to_numpy()
+    pairs_note = f"on all pairs of {pairs['samples']} samples" if pairs else "needs batch_norm=eval"
+    # Sums of float32 losses carry about a hundred units of its rounding.
+    rounding = 0.0 if dtype == torch.float64 else 100 * torch.finfo(dtype).eps
+    claims = [
+        Claim(
+            "self_check", "Derivatives are right", "autodiff vs central differences",
+            max(self_check.get("errors", (nan,))), "<=", limits.self_check, note=self_check_note,
+        ),
+        Claim(
+            "identity", "L_mix = L_std + R", "relative difference",
+            pairs.get("identity_error", nan), "<=",
+            limits.identity + rounding + pairs.get("quadrature_error", 0.0), note=pairs_note,
+        ),
+        Claim(
+            "first_order", "First order dominates R", "|R − R_1| / |R|",
+            pairs.get("rest_by_order", [nan])[0], "<=", limits.first_order, note=pairs_note,
+        ),
+        *(
+            _sized(
+                name, statement, f"‖{name} gap‖ / ‖q‖", q, samples[f"{name}_gap"], limit, seed
+            )
+            for name, statement, limit in (
+                ("normalization", "E[x'] = 0", limits.normalization),
+                ("homogeneity", "J x ≈ f", limits.homogeneity),
+            )
+        ),
+        Claim(
+            "q_hat", "q̂ ≈ q", "‖q − q̂‖ / ‖q‖",
+            error.value, "<=", limits.q_hat, error.low, error.high,
+        ),
+        Claim(
+            "gradient", "|q̂| trains as |q|", "cos(∇mean|q|, ∇mean|q̂|)",
+            nan if alignment.empty else float(alignment["cosine_abs_q"].iloc[0]), ">=",
+            limits.gradient, note=alignment_note,
+        ),
+    ]  # fmt: skip
+    return {claim.name: claim for claim in claims}
+
+
+def _sized(
+    name: str, statement: str, measure: str, q: np.ndarray, gap: pd.Series, limit: float, seed: int
+) -> Claim:
+    size = bootstrapped(relative_size, q, gap.to_numpy(), seed=seed)
+    return Claim(name, statement, measure, size.value, "<=", limit, size.low, size.high)
+
+
+CONDITION_NAMES = (
+    *("self_check", "identity", "first_order", "normalization", "homogeneity", "q_hat", "gradient"),
+    *COMPARISONS,
+)
+_CONDITION = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
+_RELATIONS = {
+    "<": float.__lt__,
+    "<=": float.__le__,
+    ">": float.__gt__,
+    ">=": float.__ge__,
+}
+
+
+def parse_condition(text: str) -> tuple[str, str, float]:
+    """Splits "q_hat>0.5" into its name, relation and bound.
+
+    Raises:
+        InputError: If the text has another form or names nothing that is measured.
+    """
+    match = _CONDITION.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError
+        bound = float(match[3])
+    except ValueError:
+        raise InputError(f"--fail-on {text!r} is no condition: write it as q_hat>0.5") from None
+    if match[1] not in CONDITION_NAMES:
+        raise InputError(
+            f"--fail-on names {match[1]!r}: choose one of {', '.join(CONDITION_NAMES)}"
+        )
+    return match[1], match[2], bound
+
+
+def broken_conditions(report: Report, conditions: Sequence[str]) -> list[str]:
+    """Those of the `--fail-on` conditions that the report meets, each with the value.
+
+    A quantity that was not measured counts as meeting its condition: a build must not pass on it.
+    """
+    broken = []
+    for text in conditions:
+        name, relation, bound = parse_condition(text)
+        claim = report.claims.get(name)
+        value = float(report.agreement["value"][name] if claim is None else claim.value)
+        if math.isnan(value) or _RELATIONS[relation](value, bound):
+            broken.append(f"{text} ({name} is {value:.4g})")
+    return broken
