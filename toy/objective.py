@@ -32,8 +32,8 @@ PROTOCOLS: tuple[Protocol, ...] = ("erm", "mixup-signed", "mixup-soft")
 
 
 def shifted_losses(
-    margins: Float64[np.ndarray, "*any"], shift: Float64[np.ndarray, "*any"]
-) -> tuple[Float64[np.ndarray, "*any"], Float64[np.ndarray, "*any"]]:
+    margins: Float64[np.ndarray, ...], shift: Float64[np.ndarray, ...]
+) -> tuple[Float64[np.ndarray, ...], Float64[np.ndarray, ...]]:
     """softplus(−m) and its slope σ(−m), both times exp(shift), for any size of m.
 
     Args:
@@ -52,7 +52,7 @@ def shifted_losses(
     return tail * ratio + np.maximum(-margins - 700.0, 0.0), tail / (1.0 + plain)
 
 
-def log_losses(margins: Float64[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
+def log_losses(margins: Float64[np.ndarray, ...]) -> Float64[np.ndarray, ...]:
     """The natural logarithm of softplus(−m), elementwise; right at 1e-400 and beyond."""
     shift = np.maximum(margins, 0.0)
     return np.log(shifted_losses(margins, shift)[0]) - shift
