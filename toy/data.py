@@ -64,6 +64,26 @@ class ToyData:
         """The same set with a constant feature 1, so that a linear model gets an intercept."""
         return ToyData(self.name, np.column_stack([self.x, np.ones(len(self.x))]), self.y)
 
+    def moved_to(
+        self, margin: float, direction: Float64[np.ndarray, " d"], now: float
+    ) -> ToyData:
+        """The classes shifted apart along the max-margin direction until the margin is `margin`.
+
+        Adding the same multiple of u to every z leaves u optimal (the same duals, rescaled).
+
+        Args:
+            margin: The new margin, > 0.
+            direction: The unit max-margin direction u.
+            now: The present margin.
+
+        Raises:
+            InputError: If the new margin is not positive.
+        """
+        if not 0.0 < margin < np.inf:
+            raise InputError(f"a margin of {margin} is not separable; choose a positive number")
+        shift = (margin - now) * self.y[:, None] * direction
+        return ToyData(self.name, self.x + shift, self.y, direction)
+
     def need_two_classes(self) -> ToyData:
         """Return the set itself.
 
