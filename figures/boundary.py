@@ -25,7 +25,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
     axis = np.array(record["panels"][0]["axis"])
     settings = record["settings"]
     with style():
-        figure = Figure(figsize=(3.4 * len(grids) + 0.6, 3.9))
+        figure = Figure(figsize=(3.3 * len(grids) + 0.9, 4.3))
         axes = np.atleast_1d(figure.subplots(1, len(grids), sharey=True))
         for ax, (_, row), grid in zip(axes, table.iterrows(), grids, strict=True):
             shade = ax.pcolormesh(
@@ -44,7 +44,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
                 f"loss {row['test_loss']:.3f}"
             )
         axes[0].set_ylabel("x₂ (standardised)")
-        figure.colorbar(shade, ax=list(axes), label="P(y = 1 | x)", shrink=0.8)
+        figure.colorbar(shade, ax=list(axes), label="P(y = 1 | x)", shrink=0.8, pad=0.01)
         figure.suptitle(
             f"{settings['data']}, {len(y)} points; α = {settings['alpha']:g}, "
             f"η = {settings['eta']:g}",

@@ -22,11 +22,16 @@ LINES = ("-", "--", "-.", ":")
 
 
 def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The series of a `bias` or `descent` record as arrays, nulls as NaN, log t in decades."""
+    """The series of a `bias` or `descent` record as arrays, nulls as NaN.
+
+    `x` is log₁₀ of the step count where there are steps, else of the time.
+    """
     return [
         {
             "label": LABELS.get(series["label"], series["label"]),
-            "log10_t": np.array(series["log_t"], dtype=float) / np.log(10.0),
+            "x": np.log10(series["steps"])
+            if "steps" in series
+            else np.array(series["log_t"], dtype=float) / np.log(10.0),
             "norm": np.array(series["norm"], dtype=float),
             "log10_loss": np.array(series["log_loss"], dtype=float) / np.log(10.0),
             "angle_gap": np.array(series["angle_gap"], dtype=float),
@@ -44,10 +49,10 @@ def plot(record: Mapping[str, Any]) -> Figure:
         norm, loss, angle, margin = figure.subplots(2, 2, sharex=True).flat
         for row, color, line in zip(series, COLORS, LINES, strict=False):
             look = {"color": color, "ls": line, "lw": 1.8}
-            norm.plot(row["log10_t"], row["norm"] / row["norm"][-1], label=row["label"], **look)
-            loss.plot(row["log10_t"], row["log10_loss"], **look)
-            angle.semilogy(row["log10_t"], np.maximum(row["angle_gap"], 1e-17), **look)
-            margin.semilogy(row["log10_t"], np.maximum(row["margin_gap"], 1e-17), **look)
+            norm.plot(row["x"], row["norm"] / row["norm"][-1], label=row["label"], **look)
+            loss.plot(row["x"], row["log10_loss"], **look)
+            angle.semilogy(row["x"], np.maximum(row["angle_gap"], 1e-17), **look)
+            margin.semilogy(row["x"], np.maximum(row["margin_gap"], 1e-17), **look)
         norm.set(title="(a) Norm, relative to its last value", ylabel="‖w(t)‖ / ‖w(end)‖")
         norm.set_ylim(0, 1.08)
         norm.legend(loc="lower right")
@@ -55,7 +60,11 @@ def plot(record: Mapping[str, Any]) -> Figure:
         angle.set(title="(c) Angle gap", ylabel="1 − cos(w, ŵ)")
         margin.set(title="(d) Margin gap", ylabel="γ − min z·w/‖w‖")
         for ax in (angle, margin):
-            ax.set_xlabel("log₁₀ t")
+            ax.set_xlabel("log₁₀ step" if "steps" in record["series"][0] else "log₁₀ t")
+        for ax, gap in ((angle, "angle_gap"), (margin, "margin_gap")):
+            # What lies far below the last values is a start on, or a crossing of, the direction.
+            last = min(row[gap][-1] for row in series)
+            ax.set_ylim(bottom=max(0.1 * last, 1e-17))
         _note(loss, record)
         settings = record["settings"]
         figure.suptitle(

@@ -5,7 +5,7 @@ from scipy import integrate
 
 from theory.errors import InputError
 from toy.data import ToyData, load, planted
-from toy.objective import PROTOCOLS, Objective, lobatto_rule, log_losses
+from toy.objective import PROTOCOLS, Objective, evaluate, lobatto_rule, log_losses
 
 
 def slow_risk(data, protocol, alpha, w, diagonal=True):
@@ -57,14 +57,15 @@ def test_gradient_and_hessian_are_those_of_the_risk(protocol, diagonal):
     slopes = [(risk(w + e) - risk(w - e)) / 2e-5 for e in step]
     np.testing.assert_allclose(gradient(w), slopes, atol=1e-9)
     curvature = [(gradient(w + e) - gradient(w - e)) / 2e-5 for e in step]
-    np.testing.assert_allclose(objective.hessian(w), curvature, atol=1e-9)
+    shift, hessian = objective.hessian(w)
+    np.testing.assert_allclose(np.exp(shift) * hessian, curvature, atol=1e-9)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_smoothness_is_the_curvature_where_it_is_largest(protocol):
     """As softplus'' = 1/4 at every output 0, so at w = 0 the bound is attained."""
     objective = Objective(load("clouds", n=9, d=3), protocol, 0.4)
-    top = np.linalg.eigvalsh(objective.hessian(np.zeros(3)))[-1]
+    top = np.linalg.eigvalsh(objective.hessian(np.zeros(3))[1])[-1]
     assert objective.smoothness() == pytest.approx(top, rel=1e-12)
 
 
@@ -88,6 +89,27 @@ def test_signed_risk_and_slopes_near_1e_minus_400(alpha):
     assert log_risk == pytest.approx(float(mpmath.log(risk)), abs=1e-11)
     # Where every loss is e^-m the slopes sum to the risk.
     assert shift + np.log(pull.sum()) == pytest.approx(float(mpmath.log(risk)), abs=1e-11)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 2.0])
+def test_dropped_pairs_and_adaptive_nodes_change_nothing(alpha):
+    """Late margins spread over hundreds; all pairs at 400 nodes are the truth."""
+    data = load("clouds", n=15, d=3)
+    w = 60.0 * data.direction
+    fast, slow = (Objective(data, "mixup-signed", alpha, nodes) for nodes in (None, 400))
+    everything = evaluate("mixup-signed", data.signed @ w, slow.targets, slow.mixing())
+    assert np.ptp(data.signed @ w) > 100.0
+    for mine, truth in zip(fast.evaluate(w), everything, strict=True):
+        np.testing.assert_allclose(mine, truth, rtol=1e-11, atol=1e-13)
+    shift, hessian = fast.hessian(w)
+    step = 1e-4 * np.eye(3)
+
+    def gradient(w):
+        _, own, pull = fast.evaluate(w)
+        return -np.exp(own - shift) * pull @ data.signed
+
+    curvature = [(gradient(w + e) - gradient(w - e)) / 2e-4 for e in step]
+    np.testing.assert_allclose(hessian, curvature, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [1e-8, 1e-3, 0.2, 1.0, 7.0])

@@ -64,9 +64,7 @@ class ToyData:
         """The same set with a constant feature 1, so that a linear model gets an intercept."""
         return ToyData(self.name, np.column_stack([self.x, np.ones(len(self.x))]), self.y)
 
-    def moved_to(
-        self, margin: float, direction: Float64[np.ndarray, " d"], now: float
-    ) -> ToyData:
+    def moved_to(self, margin: float, direction: Float64[np.ndarray, " d"], now: float) -> ToyData:
         """The classes shifted apart along the max-margin direction until the margin is `margin`.
 
         Adding the same multiple of u to every z leaves u optimal (the same duals, rescaled).
@@ -148,7 +146,7 @@ def soudry(rng: np.random.Generator, skewed: bool = False, others: int = 12) -> 
     u = np.array([1.0, 1.0]) / np.sqrt(2.0)
     v = np.array([1.0, -1.0]) / np.sqrt(2.0)
     along = np.sqrt(2.0) * (1.6 + rng.exponential(0.6, others))
-    across = rng.uniform(-1.5, 1.5, others) + (1.0 if skewed else 0.0)
+    across = rng.uniform(-1.5, 1.5, others) - (1.0 if skewed else 0.0)
     rest = along[:, None] * u + across[:, None] * v
     y = np.concatenate([[1.0, 1.0, -1.0, -1.0], np.where(np.arange(others) % 2 == 0, 1.0, -1.0)])
     x = y[:, None] * np.concatenate([z, z, rest])

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 from scipy.special import expit
 
 from theory.errors import InputError
-from toy.objective import Objective, evaluate
+from toy.objective import Mixing, Objective, evaluate
 
 Algorithm = Literal["gd", "sgd", "momentum", "adam"]
 ALGORITHMS: tuple[Algorithm, ...] = ("gd", "sgd", "momentum", "adam")
@@ -140,12 +140,15 @@ def _exact_gradient(objectives: Sequence[Objective]) -> Callable[[np.ndarray], n
     first = objectives[0]
     points = np.stack([o.points for o in objectives])
     targets = np.stack([o.targets for o in objectives])
-    lam = np.stack([o.rule[0] for o in objectives])
-    weights = np.stack([o.rule[1] for o in objectives])
+    rules = [o.mixing() for o in objectives]
+    lam, weights = (
+        np.stack([getattr(rule, name) for rule in rules]) for name in ("lam", "weights")
+    )
+    mixing = Mixing(lam, weights, first.pair_weights)
 
     def gradient(w: np.ndarray) -> np.ndarray:
         u = (points @ w[..., None])[..., 0]
-        _, shift, pull = evaluate(first.protocol, u, targets, lam, weights, first.pair_weights)
+        _, shift, pull = evaluate(first.protocol, u, targets, mixing)
         return -np.exp(shift)[:, None] * (pull[:, None, :] @ points)[:, 0]
 
     return gradient

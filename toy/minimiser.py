@@ -29,7 +29,7 @@ from scipy import optimize
 from scipy.special import entr
 
 from theory.errors import InputError
-from toy.objective import Objective
+from toy.objective import DEFAULT_NODES, Objective
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ def need_finite(objective: Objective) -> None:
     )
 
 
+def _curvature(objective: Objective, w: np.ndarray) -> np.ndarray:
+    shift, hessian = objective.hessian(w)
+    return np.exp(shift) * hessian
+
+
 def _newton(
     objective: Objective, basis: np.ndarray, start: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, float, int]:
@@ -103,7 +108,7 @@ def _newton(
         # At small α the risk itself is small: go on as long as Newton still gains.
         if size == 0.0 or 0.1 * before < size <= tolerance:
             return w, size, step
-        direction = np.linalg.solve(basis.T @ objective.hessian(w) @ basis, -gradient)
+        direction = np.linalg.solve(basis.T @ _curvature(objective, w) @ basis, -gradient)
         slope = float(gradient @ direction)
         damping = 1.0
         while True:
@@ -138,7 +143,7 @@ def minimise(objective: Objective, tolerance: float = 1e-12, max_nodes: int = 76
     rank = int((singular > singular[0] * max(p.shape) * np.finfo(float).eps).sum())
     basis = rows[:rank].T
     w, size, steps = _newton(objective, basis, np.zeros(p.shape[1]), tolerance)
-    iterations, nodes = steps, objective.nodes
+    iterations, nodes = steps, objective.nodes or DEFAULT_NODES
     moved, floor = (0.0, 1.0) if objective.protocol == "erm" else (np.inf, 1e-10)
     while moved > floor and nodes < max_nodes:
         nodes = min(nodes * 3 // 2, max_nodes)
@@ -148,7 +153,7 @@ def minimise(objective: Objective, tolerance: float = 1e-12, max_nodes: int = 76
         length = max(float(np.linalg.norm(w)), 1e-300)
         moved = float(np.linalg.norm(w - before)) / length
         # The gradient rounds to 1e-16 |p|; at small α the curvature is small and w feels that.
-        flattest = np.linalg.eigvalsh(basis.T @ objective.hessian(w) @ basis)[0]
+        flattest = np.linalg.eigvalsh(basis.T @ _curvature(objective, w) @ basis)[0]
         floor = max(1e-10, 1e-16 * float(np.abs(p).max()) / (flattest * length))
     if size > tolerance or moved > floor:
         raise InputError(

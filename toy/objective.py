@@ -15,9 +15,9 @@ therefore carried as exp(shift) × an ordinary number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -28,6 +28,7 @@ from theory.mixing import beta_law
 from toy.data import ToyData
 
 Protocol = Literal["erm", "mixup-signed", "mixup-soft"]
+DEFAULT_NODES = 48
 PROTOCOLS: tuple[Protocol, ...] = ("erm", "mixup-signed", "mixup-soft")
 
 
@@ -59,64 +60,86 @@ def log_losses(margins: Float64[np.ndarray, ...]) -> Float64[np.ndarray, ...]:
 
 
 def mix_pairs(
-    values: Float64[np.ndarray, "*runs n"], lam: Float64[np.ndarray, "*runs q"]
-) -> Float64[np.ndarray, "*runs q n n"]:
-    """λ v_i + (1−λ) v_j for every λ and every pair (i, j)."""
+    first: Float64[np.ndarray, "*runs rows"],
+    second: Float64[np.ndarray, "*runs n"],
+    lam: Float64[np.ndarray, "*runs q"],
+) -> Float64[np.ndarray, "*runs q rows n"]:
+    """λ first_i + (1−λ) second_j for every λ and every pair (i, j)."""
     lam = lam[..., None, None]
-    return lam * values[..., None, :, None] + (1.0 - lam) * values[..., None, None, :]
+    return lam * first[..., None, :, None] + (1.0 - lam) * second[..., None, None, :]
 
 
 def _average(
-    weights: Float64[np.ndarray, "*runs q"], values: Float64[np.ndarray, "*runs q n n"]
-) -> Float64[np.ndarray, "*runs n n"]:
+    weights: Float64[np.ndarray, "*runs q"], values: Float64[np.ndarray, "*runs q rows n"]
+) -> Float64[np.ndarray, "*runs rows n"]:
     flat = values.reshape(*values.shape[:-2], -1)
     return (weights[..., None, :] @ flat).reshape(*values.shape[:-3], *values.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How outputs are averaged over λ and pairs, for any number of runs at once.
+
+    Attributes:
+        lam: Nodes of λ.
+        weights: Their weights, summing to one.
+        pair_weights: Weights of the pairs (i, j), i running over `rows`.
+        rows: Which points stand first in a pair; all of them by default.
+    """
+
+    lam: Float64[np.ndarray, "*runs q"]
+    weights: Float64[np.ndarray, "*runs q"]
+    pair_weights: Float64[np.ndarray, "rows n"]
+    rows: Any = field(default_factory=lambda: slice(None))
+
+    def pairs(self, values: Float64[np.ndarray, "*runs n"]) -> np.ndarray:
+        """The mixed values, λ first, then pairs."""
+        return mix_pairs(values[..., self.rows], values, self.lam)
+
+    def average(self, values: np.ndarray, power: int = 0, other: int = 0) -> np.ndarray:
+        """E_λ λ^power (1−λ)^other values, times the weights of the pairs."""
+        weights = self.weights * self.lam**power * (1.0 - self.lam) ** other
+        return _average(weights, values) * self.pair_weights
 
 
 def evaluate(
     protocol: Protocol,
     u: Float64[np.ndarray, "*runs n"],
     targets: Float64[np.ndarray, "*runs n"],
-    lam: Float64[np.ndarray, "*runs q"],
-    weights: Float64[np.ndarray, "*runs q"],
-    pair_weights: Float64[np.ndarray, "n n"],
+    mixing: Mixing,
 ) -> tuple[
     Float64[np.ndarray, "*runs"], Float64[np.ndarray, "*runs"], Float64[np.ndarray, "*runs n"]
 ]:
     """Risk and slopes of one protocol at outputs u, for any number of runs at once.
 
     Args:
-        protocol: Which risk; "erm" uses neither λ nor the pairs.
+        protocol: Which risk; "erm" does not mix.
         u: Outputs w·p_i.
         targets: t_i for "mixup-soft"; the others do not look at it.
-        lam: Nodes of λ.
-        weights: Their weights, summing to one.
-        pair_weights: Weights of the pairs (i, j), summing to one.
+        mixing: Of the runs.
 
     Returns:
         (log risk, shift, pull) with −∂risk/∂u_i = exp(shift) pull_i.
     """
     if protocol == "mixup-soft":
         shift = np.zeros(u.shape[:-1])
-        mixed, labels = mix_pairs(u, lam), mix_pairs(targets, lam)
+        mixed, labels = mixing.pairs(u), mixing.pairs(targets)
         losses, slopes = np.logaddexp(0.0, mixed) - labels * mixed, labels - expit(mixed)
     else:
         shift = np.asarray(np.maximum(u.min(-1), 0.0))
         if protocol == "erm":
             losses, slopes = shifted_losses(u, shift[..., None])
-            return (
-                np.asarray(np.log(losses.mean(-1)) - shift),
-                np.asarray(-shift),
-                slopes / u.shape[-1],
-            )
-        losses, slopes = shifted_losses(mix_pairs(u, lam), shift[..., None, None, None])
-    risk = (_average(weights, losses) * pair_weights).sum((-1, -2))
+            risk, pull = losses.mean(-1), slopes / u.shape[-1]
+            return np.asarray(np.log(risk) - shift), np.asarray(-shift), pull
+        losses, slopes = shifted_losses(mixing.pairs(u), shift[..., None, None, None])
+    risk = mixing.average(losses).sum((-1, -2))
     # The pair (i, j) pulls i with λ and j with 1 − λ.
-    first = _average(weights * lam, slopes) * pair_weights
-    second = _average(weights * (1.0 - lam), slopes) * pair_weights
-    return np.asarray(np.log(risk) - shift), np.asarray(-shift), first.sum(-1) + second.sum(-2)
+    pull = mixing.average(slopes, other=1).sum(-2)
+    pull[..., mixing.rows] += mixing.average(slopes, power=1).sum(-1)
+    return np.asarray(np.log(risk) - shift), np.asarray(-shift), pull
 
 
+@lru_cache(maxsize=256)
 def lobatto_rule(
     alpha: float, nodes: int
 ) -> tuple[Float64[np.ndarray, " q"], Float64[np.ndarray, " q"]]:
@@ -144,7 +167,8 @@ class Objective:
         data: The set.
         protocol: "erm", "mixup-signed" or "mixup-soft".
         alpha: Beta's parameter; ignored by "erm".
-        nodes: Quadrature nodes for λ.
+        nodes: Quadrature nodes for λ. By default 48; for "mixup-signed" as many as the spread of the
+            margins at w needs.
         diagonal: Whether the pairs i = j belong to the average, as in the paper's 1/n² Σ_ij.
 
     Raises:
@@ -154,7 +178,7 @@ class Objective:
     data: ToyData
     protocol: Protocol = "erm"
     alpha: float = 1.0
-    nodes: int = 48
+    nodes: int | None = None
     diagonal: bool = True
 
     def __post_init__(self) -> None:
@@ -164,17 +188,12 @@ class Objective:
             )
         if not self.diagonal and len(self.data.y) < 2:
             raise InputError("without the diagonal at least two points are needed")
-        lobatto_rule(self.alpha, self.nodes)
+        lobatto_rule(self.alpha, self.nodes or DEFAULT_NODES)
 
     @cached_property
     def points(self) -> Float64[np.ndarray, "n d"]:
         """p_i: z_i where labels are absorbed, x_i for "mixup-soft"."""
         return self.data.x if self.protocol == "mixup-soft" else self.data.signed
-
-    @cached_property
-    def rule(self) -> tuple[Float64[np.ndarray, " q"], Float64[np.ndarray, " q"]]:
-        """(λ, weights) of the quadrature over λ."""
-        return lobatto_rule(self.alpha, self.nodes)
 
     @cached_property
     def pair_weights(self) -> Float64[np.ndarray, "n n"]:
@@ -194,6 +213,25 @@ class Objective:
             else np.ones_like(self.data.y)
         )
 
+    def mixing(self) -> Mixing:
+        """The average over all pairs with the set number of nodes."""
+        return Mixing(*lobatto_rule(self.alpha, self.nodes or DEFAULT_NODES), self.pair_weights)
+
+    def _mixing_at(self, u: Float64[np.ndarray, " n"]) -> Mixing:
+        """The same average with the nodes and the pairs that signed Mixup needs at outputs u."""
+        if self.protocol != "mixup-signed":
+            return self.mixing()
+        # e^{−ku} needs of the order of √k nodes, which crowd at the ends like 1/q².
+        nodes = self.nodes or 16 * int(1.0 + np.sqrt(np.ptp(u)) * 3.0 / 16.0)
+        rule = lobatto_rule(self.alpha, min(nodes, 512))
+        # A pair of two margins 45 above the smallest weighs e^−45 of the whole: below rounding.
+        near = u < u.min() + 45.0
+        if near.all():
+            return Mixing(*rule, self.pair_weights)
+        # λ and 1 − λ have one law, so (i, j) at twice the weight stands for (j, i), j not near.
+        weights = self.pair_weights[near] * np.where(near, 1.0, 2.0)
+        return Mixing(*rule, weights, np.flatnonzero(near))
+
     def evaluate(self, w: Float64[np.ndarray, " d"]) -> tuple[float, float, np.ndarray]:
         """The risk and its slopes at w, free of underflow.
 
@@ -202,24 +240,30 @@ class Objective:
             u = points @ w, so that −∇risk(w) = exp(shift) pull @ points.
         """
         u = self.points @ w
-        log_risk, shift, pull = evaluate(
-            self.protocol, u, self.targets, *self.rule, self.pair_weights
-        )
+        log_risk, shift, pull = evaluate(self.protocol, u, self.targets, self._mixing_at(u))
         return float(log_risk), float(shift), pull
 
-    def hessian(self, w: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, "d d"]:
-        """∇²risk(w) = Pᵀ A P, A_ij collecting what the mixed pairs put on (u_i, u_j)."""
+    def hessian(self, w: Float64[np.ndarray, " d"]) -> tuple[float, Float64[np.ndarray, "d d"]]:
+        """(shift, H) with ∇²risk(w) = exp(shift) H = exp(shift) Pᵀ A P.
+
+        A_ij collects what the mixed pairs put on the outputs (u_i, u_j).
+        """
         u = self.points @ w
+        hard = self.protocol != "mixup-soft"
+        shift = np.asarray(np.maximum(u.min(), 0.0) if hard else 0.0)
+        mixing = self._mixing_at(u)
+        mixed = u if self.protocol == "erm" else mixing.pairs(u)
+        slopes = shifted_losses(mixed, shift)[1]
+        curvature = slopes * (1.0 - np.exp(-shift) * slopes)
         if self.protocol == "erm":
-            return (self.points.T * (expit(u) * expit(-u))) @ self.points / u.size
-        mixed = mix_pairs(u, self.rule[0])
-        curvature = expit(mixed) * expit(-mixed)
-        lam, weights = self.rule
-        cross = np.tensordot(weights * lam * (1.0 - lam), curvature, 1) * self.pair_weights
-        first = np.tensordot(weights * lam**2, curvature, 1) * self.pair_weights
-        second = np.tensordot(weights * (1.0 - lam) ** 2, curvature, 1) * self.pair_weights
-        a = cross + cross.T + np.diag(first.sum(1) + second.sum(0))
-        return self.points.T @ a @ self.points
+            return -float(shift), (self.points.T * (curvature / u.size)) @ self.points
+        a = np.diag(mixing.average(curvature, other=2).sum(0))
+        a[mixing.rows] += mixing.average(curvature, power=1, other=1)
+        a[:, mixing.rows] += mixing.average(curvature, power=1, other=1).T
+        own = mixing.average(curvature, power=2).sum(1)
+        index = np.arange(u.size)[mixing.rows]
+        a[index, index] += own
+        return -float(shift), self.points.T @ a @ self.points
 
     def smoothness(self) -> float:
         """L = λ_max(E[p̃ p̃ᵀ])/4, the Lipschitz constant of the gradient (softplus'' ≤ 1/4).

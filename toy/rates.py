@@ -32,7 +32,7 @@ from scipy import optimize
 from theory.errors import InputError
 from toy.flow import Trajectory
 from toy.max_margin import MaxMargin
-from toy.objective import Objective
+from toy.objective import Objective, lobatto_rule
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _support_pairs(objective: Objective, reference: MaxMargin) -> tuple[np.ndarr
     support = np.flatnonzero(reference.support)
     if objective.protocol == "erm":
         return z[support], np.full(support.size, 1.0 / len(z))
-    lam, weights = objective.rule
+    lam, weights = lobatto_rule(objective.alpha, 64)
     lam = lam[:, None, None, None]
     mixed = lam * z[support][:, None] + (1.0 - lam) * z[support]
     pairs = weights[:, None, None] * objective.pair_weights[np.ix_(support, support)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -151,7 +151,9 @@ class Boundary(Common):
 
 
 def _record(settings: Common, **results: Any) -> Record:
-    flags = {name: value for name, value in asdict(settings).items() if name not in ("out", "debug")}
+    flags = {
+        name: value for name, value in asdict(settings).items() if name not in ("out", "debug")
+    }
     return {"study": type(settings).__name__.lower(), "settings": flags, **results}
 
 
@@ -229,12 +231,10 @@ def measure_descent(settings: Descent, progress: Progress = _silent) -> Record:
     series = []
     for algorithm in ALGORITHMS:
         progress(f"{algorithm}, {settings.steps} steps")
-        recipe = Recipe(
-            algorithm, settings.steps, settings.step, settings.sampled, settings.batch
-        )
+        recipe = Recipe(algorithm, settings.steps, settings.step, settings.sampled, settings.batch)
         paths = descend([objective], recipe, [settings.seed])
         path = describe(objective, reference, np.log(paths.time[:, 0]), paths.w[:, 0])
-        series.append(_series(algorithm, path))
+        series.append({**_series(algorithm, path), "steps": paths.steps.tolist()})
     return _record(settings, max_margin=_reference(reference), series=series)
 
 
@@ -313,7 +313,11 @@ def measure_relu(settings: Relu, progress: Progress = _silent) -> Record:
     """
     data = settings.load()
     series = []
-    for protocol, steps in (("erm", settings.steps), ("mixup-soft", max(1, settings.steps // 4))):
+    plan: dict[Literal["erm", "mixup-soft"], int] = {
+        "erm": settings.steps,
+        "mixup-soft": max(1, settings.steps // 4),
+    }
+    for protocol, steps in plan.items():
         progress(f"ReLU network, {protocol}, {steps} steps")
         path = train_relu(
             data, protocol, settings.alpha, width=settings.width, steps=steps, seed=settings.seed
@@ -349,7 +353,9 @@ def measure_boundary(settings: Boundary, progress: Progress = _silent) -> Record
         )
         numbers = {k: v for k, v in vars(seen).items() if isinstance(v, float)}
         grid = np.round(seen.probability, 6).tolist()
-        panels.append({"label": training, "axis": seen.axis.tolist(), "probability": grid, **numbers})
+        panels.append(
+            {"label": training, "axis": seen.axis.tolist(), "probability": grid, **numbers}
+        )
     return _record(settings, x=train.x.tolist(), y=train.y.tolist(), panels=panels)
 
 
