@@ -72,7 +72,7 @@ def test_gd_and_flow_approach_the_solver_direction():
     w = descend([objective], Recipe(steps=20_000, records=3)).w[:, 0]
     gap = 1.0 - w @ direction / np.linalg.norm(w, axis=1)
     far = gradient_flow(objective, 300.0, times=2)
-    assert 0.01 > gap[1] > gap[2] > 100 * far.angle_gap[-1]
+    assert 0.02 > gap[1] > gap[2] > 100 * far.angle_gap[-1]
     assert far.angle_gap[-1] < 2e-6
 
 

@@ -57,6 +57,19 @@ Command = (
     | Annotated[Separable, tyro.conf.subcommand("separable")]
 )
 
+
+@dataclass(frozen=True)
+class Toy:
+    """Implicit bias of ERM and Mixup on toy data."""
+
+    command: Annotated[Command, tyro.conf.arg(name="")]
+
+    @property
+    def debug(self) -> bool:
+        """Show the traceback of an error."""
+        return self.command.debug
+
+
 _STUDIES: dict[type, tuple[Callable[..., Record], Callable[[Record], Figure]]] = {
     studies.Bias: (studies.measure_bias, implicit_bias.plot),
     studies.Descent: (studies.measure_descent, implicit_bias.plot),
@@ -131,8 +144,9 @@ def summarise(record: Record) -> None:
         _print_rows(last, [name for name in last[0] if name not in hidden])
 
 
-def run(config: Any) -> int:
+def run(flags: Toy) -> int:
     """Measure, save, draw and print one command; the exit code."""
+    config = flags.command
     if isinstance(config, Separable):
         print(studies.separability_line(studies.load(config.data, config.seed)))
         return 0
@@ -156,7 +170,7 @@ def run(config: Any) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv) or ["talk"]
-    return run_command(Command, run, prog=PROG, argv=argv)  # type: ignore[arg-type]
+    return run_command(Toy, run, prog=PROG, argv=argv)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,18 @@ class Boundary:
     slope: float
 
 
+def _need_plane(data: ToyData) -> None:
+    if data.x.shape[1] != 2:
+        raise InputError(f"{data.name} has {data.x.shape[1]} dimensions; boundaries need 2")
+
+
 def standardise(train: ToyData, test: ToyData) -> tuple[ToyData, ToyData]:
-    """Both sets in the training set's mean-zero, unit-variance coordinates; MixupE needs E[x] = 0."""
+    """Both sets in coordinates that give the training set mean 0, as MixupE asks, variance 1.
+
+    Raises:
+        InputError: If the points are not in the plane, or a coordinate is constant.
+    """
+    _need_plane(train)
     mean, scale = train.x.mean(axis=0), train.x.std(axis=0)
     if (scale == 0.0).any():
         raise InputError(f"{train.name}: a coordinate is constant; remove it")
@@ -119,8 +129,7 @@ def train_boundary(
     Raises:
         InputError: If the points are not in the plane, or a number is out of its range.
     """
-    if train.x.shape[1] != 2:
-        raise InputError(f"{train.name} has {train.x.shape[1]} dimensions; boundaries need 2")
+    _need_plane(train)
     if min(steps, width) < 1 or side < 2 or not eta >= 0.0:
         raise InputError("steps and width must be at least 1, side at least 2, eta not negative")
     relabelled_law(alpha)

@@ -65,7 +65,8 @@ def gaps(
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = w / norm[..., None]
     angle = 0.5 * ((unit - reference.direction) ** 2).sum(-1)
-    return norm, angle, reference.margin - (unit @ z.T).min(-1)
+    margin = reference.margin - (unit @ z.T).min(-1)
+    return np.asarray(norm), np.asarray(angle), np.asarray(margin)
 
 
 def describe(

@@ -167,8 +167,8 @@ class Objective:
         data: The set.
         protocol: "erm", "mixup-signed" or "mixup-soft".
         alpha: Beta's parameter; ignored by "erm".
-        nodes: Quadrature nodes for λ. By default 48; for "mixup-signed" as many as the spread of the
-            margins at w needs.
+        nodes: Quadrature nodes for λ. By default 48; for "mixup-signed" as many as the spread of
+            the margins at w needs.
         diagonal: Whether the pairs i = j belong to the average, as in the paper's 1/n² Σ_ij.
 
     Raises:
@@ -188,7 +188,7 @@ class Objective:
             )
         if not self.diagonal and len(self.data.y) < 2:
             raise InputError("without the diagonal at least two points are needed")
-        lobatto_rule(self.alpha, self.nodes or DEFAULT_NODES)
+        lobatto_rule(self.alpha, DEFAULT_NODES if self.nodes is None else self.nodes)
 
     @cached_property
     def points(self) -> Float64[np.ndarray, "n d"]:
@@ -215,15 +215,20 @@ class Objective:
 
     def mixing(self) -> Mixing:
         """The average over all pairs with the set number of nodes."""
-        return Mixing(*lobatto_rule(self.alpha, self.nodes or DEFAULT_NODES), self.pair_weights)
+        return Mixing(
+            *lobatto_rule(self.alpha, DEFAULT_NODES if self.nodes is None else self.nodes),
+            self.pair_weights,
+        )
 
     def _mixing_at(self, u: Float64[np.ndarray, " n"]) -> Mixing:
         """The same average with the nodes and the pairs that signed Mixup needs at outputs u."""
         if self.protocol != "mixup-signed":
             return self.mixing()
         # e^{−ku} needs of the order of √k nodes, which crowd at the ends like 1/q².
-        nodes = self.nodes or 16 * int(1.0 + np.sqrt(np.ptp(u)) * 3.0 / 16.0)
-        rule = lobatto_rule(self.alpha, min(nodes, 512))
+        nodes = self.nodes
+        if nodes is None:
+            nodes = min(512, 16 * int(1.0 + np.sqrt(np.ptp(u)) * 3.0 / 16.0))
+        rule = lobatto_rule(self.alpha, nodes)
         # A pair of two margins 45 above the smallest weighs e^−45 of the whole: below rounding.
         near = u < u.min() + 45.0
         if near.all():

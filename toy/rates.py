@@ -42,9 +42,10 @@ class Rate:
     Attributes:
         name: What was fitted.
         fitted: The estimate from the last half of the trajectory's log t.
-        stderr: The regression's standard error and the change of the estimate since the window
-            from a quarter to a half of log t, added in quadrature. The trajectory has no noise, so
-            the second part, which measures the neglected orders, is the one that matters.
+        stderr: The regression's standard error and what neglected orders may still contribute,
+            added in quadrature. The trajectory has no noise, so the second part is the one that
+            matters; the change of the estimate since the window from a quarter to a half of log t
+            measures it.
         theory: The limit that theory gives.
     """
 
@@ -129,8 +130,10 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
             fit_power(s[w], values[w], correction) if power else _line(s[w], values[w])
             for w in (late, early)
         )
+        # A neglected order x^−q changes by 2^q − 1 of what is left of it from window to window;
         # 1e-12 is the integrator's tolerance.
-        stderr = float(np.sqrt(error**2 + (fitted - before) ** 2 + 1e-24))
+        left = (fitted - before) / (2.0 ** min(1.0, correction or 1.0) - 1.0)
+        stderr = float(np.sqrt(error**2 + left**2 + 1e-24))
         rates.append(Rate(name, fitted, stderr, theory))
 
     add("loss ~ t^p", trajectory.log_loss, -1.0, False)
