@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -22,11 +22,11 @@ from toy.objective import Mixing, Objective, evaluate
 Algorithm = Literal["gd", "sgd", "momentum", "adam"]
 ALGORITHMS: tuple[Algorithm, ...] = ("gd", "sgd", "momentum", "adam")
 
-BLOCK = 256
+BLOCK = 64
 """Steps for which random numbers are drawn at once, run by run."""
 
-Draw = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""λ (runs), the points used (runs, batch) and their partners (runs, batch)."""
+Draw = tuple[np.ndarray, np.ndarray | None, np.ndarray]
+"""λ (runs), the points used (runs, batch), None for all in order, and their partners."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def draws(objectives: Sequence[Objective], seeds: Sequence[int], recipe: Recipe)
     generators = [np.random.default_rng(seed) for seed in seeds]
     runs = len(generators)
     lam = np.ones((BLOCK, runs))
-    index = np.broadcast_to(np.arange(size), (BLOCK, runs, size)).copy()
-    partner = index.copy()
+    partner = np.broadcast_to(np.arange(size) % n, (BLOCK, runs, size)).copy()
+    index: Any = [None] * BLOCK if whole else np.empty_like(partner)
     while True:
         for r, (objective, generator) in enumerate(zip(objectives, generators, strict=True)):
             if objective.protocol != "erm":
@@ -165,16 +165,22 @@ def sampled_gradient(
     targets = np.stack([o.targets for o in objectives])
     runs, n = targets.shape
     offset = n * np.arange(runs)[:, None]
+    everything = np.arange(runs * n).reshape(runs, n)
+    t, hard = targets.ravel(), bool((targets == 1.0).all())
 
     def gradient(w: np.ndarray) -> np.ndarray:
         lam, index, partner = next(stream)
-        lam = lam[:, None]
-        i, j = index + offset, partner + offset
+        own, other = lam[:, None], 1.0 - lam[:, None]
+        i, j = everything if index is None else index + offset, partner + offset
         u = (points @ w[..., None]).ravel()
-        t = targets.ravel()
-        residual = lam * t[i] + (1.0 - lam) * t[j] - expit(lam * u[i] + (1.0 - lam) * u[j])
-        pull = np.bincount(i.ravel(), (lam * residual).ravel(), runs * n)
-        pull += np.bincount(j.ravel(), ((1.0 - lam) * residual).ravel(), runs * n)
+        first = u.reshape(runs, n) if index is None else u[i]
+        mixed = 1.0 if hard else own * t[i] + other * t[j]
+        residual = mixed - expit(own * first + other * u[j])
+        pull = np.bincount(j.ravel(), (other * residual).ravel(), runs * n)
+        if index is None:
+            pull += (own * residual).ravel()
+        else:
+            pull += np.bincount(i.ravel(), (own * residual).ravel(), runs * n)
         return -(pull.reshape(runs, 1, n) @ points)[:, 0] / i.shape[1]
 
     return gradient

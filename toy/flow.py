@@ -78,7 +78,7 @@ def describe(
     """Everything a `Trajectory` holds, from the path itself."""
     norm, angle, margin = gaps(w, objective.data.signed, reference)
     drift = w - np.where(np.isfinite(log_t), log_t, 0.0)[:, None] * reference.w
-    log_loss = np.array([objective.evaluate(row)[0] for row in w])
+    log_loss = objective.log_risks(w)
     residual = np.linalg.norm(drift, axis=1)
     return Trajectory(log_t, w, norm, log_loss, angle, margin, residual, reference)
 

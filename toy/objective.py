@@ -129,7 +129,7 @@ def evaluate(
         shift = np.asarray(np.maximum(u.min(-1), 0.0))
         if protocol == "erm":
             losses, slopes = shifted_losses(u, shift[..., None])
-            risk, pull = losses.mean(-1), slopes / u.shape[-1]
+            risk, pull = losses.sum(-1) / u.shape[-1], slopes / u.shape[-1]
             return np.asarray(np.log(risk) - shift), np.asarray(-shift), pull
         losses, slopes = shifted_losses(mixing.pairs(u), shift[..., None, None, None])
     risk = mixing.average(losses).sum((-1, -2))
@@ -213,6 +213,10 @@ class Objective:
             else np.ones_like(self.data.y)
         )
 
+    @cached_property
+    def _whole(self) -> Mixing:
+        return self.mixing()
+
     def mixing(self) -> Mixing:
         """The average over all pairs with the set number of nodes."""
         return Mixing(
@@ -223,7 +227,7 @@ class Objective:
     def _mixing_at(self, u: Float64[np.ndarray, " n"]) -> Mixing:
         """The same average with the nodes and the pairs that signed Mixup needs at outputs u."""
         if self.protocol != "mixup-signed":
-            return self.mixing()
+            return self._whole
         # e^{−ku} needs of the order of √k nodes, which crowd at the ends like 1/q².
         nodes = self.nodes
         if nodes is None:
@@ -247,6 +251,13 @@ class Objective:
         u = self.points @ w
         log_risk, shift, pull = evaluate(self.protocol, u, self.targets, self._mixing_at(u))
         return float(log_risk), float(shift), pull
+
+    def log_risks(self, w: Float64[np.ndarray, "times d"]) -> Float64[np.ndarray, " times"]:
+        """The logarithm of the risk at every row of w."""
+        if self.protocol == "erm":
+            u = w @ self.points.T
+            return evaluate("erm", u, np.broadcast_to(self.targets, u.shape), self._whole)[0]
+        return np.array([self.evaluate(row)[0] for row in w])
 
     def hessian(self, w: Float64[np.ndarray, " d"]) -> tuple[float, Float64[np.ndarray, "d d"]]:
         """(shift, H) with ∇²risk(w) = exp(shift) H = exp(shift) Pᵀ A P.
