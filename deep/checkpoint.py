@@ -1,7 +1,5 @@
 """Weights of a model to and from a file, without ever running what the file says."""
 
-import contextlib
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from theory.errors import InputError
+from theory.record import write_atomically
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -24,21 +23,12 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         InputError: If the file cannot be written.
     """
-    path = Path(path)
     # Clones, because safetensors refuses tensors that share memory (tied weights).
     weights = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(safetensors.torch.save(weights))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write weights to {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(weights)))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -187,7 +187,7 @@ def test_progress_reports_work_and_pairs_obey_the_time():
         small(), [data()], pair_seconds=1e-9, on_progress=done.append, gradients=False
     )
     assert sum(done) > 0
-    assert report.regularizer["samples"] == 2
+    assert report.regularizer["samples"] == 4
     assert report.claims["gradient"].note == "not asked for"
     many = check_approximation(small(), [data()], pair_seconds=5, gradients=False)
     assert many.regularizer["samples"] == 12
@@ -215,6 +215,19 @@ def test_frozen_parameters_leave_the_gradient_claim_unmeasured():
     claim = check_approximation(model, [data()], pair_samples=2).claims["gradient"]
     assert claim.verdict == "NOT MEASURED"
     assert "no trainable parameters" in claim.note
+
+
+def test_examples_on_a_kink_are_told_from_wrong_derivatives():
+    """Max-pooling over a flat background ties: there is no derivative to be right or wrong."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)
+    ).double()  # fmt: skip
+    x, y = data(shape=(1, 6, 6), dtype=torch.float64)
+    generic = check_approximation(model, [(x, y)], pair_samples=2)
+    assert generic.claims["self_check"].verdict == "HOLDS"
+    assert generic.claims["self_check"].note == ""
+    flat = check_approximation(model, [(x * (x > 1), y)], pair_samples=2)
+    assert "lie on a kink" in flat.claims["self_check"].note
 
 
 class Detached(nn.Module):

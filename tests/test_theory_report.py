@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from theory import InputError, check_approximation, read_reports
-from theory.report import SCHEMA_VERSION, Claim, claims_table, environment, write_atomically
+from theory.record import environment, write_atomically
+from theory.report import SCHEMA_VERSION, Claim, claims_table
 from theory.verdicts import CONDITION_NAMES, broken_conditions, parse_condition
 
 

@@ -6,6 +6,7 @@ gradients point the same way, whatever their values. This compares ∇_θ mean q
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theory.errors import InputError
-from theory.first_order import loss_gradient, q_hat
-from theory.losses import Head
+from theory.first_order import first_order_coupled, loss_gradient, q_hat
+from theory.losses import Head, probabilities
 from theory.network import Function, derivative_rules
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -26,6 +27,8 @@ def gradient_alignment(
     batches: Batches,
     mean: Float[Tensor, " *dims"],
     head: Head = "softmax",
+    *,
+    coupled: bool = False,
 ) -> pd.DataFrame:
     """Cosines between the parameter gradients of the exact and the approximate penalty.
 
@@ -38,6 +41,7 @@ def gradient_alignment(
         batches: (x, targets) batches; gradients are averaged over all examples.
         mean: x̄' = E[x'].
         head: Which loss.
+        coupled: Whether f normalises by batch statistics, so that one vjp would mix the rows of q.
 
     Returns:
         One row for each module that owns parameters, and a first row "(all)"; columns `layer`,
@@ -52,9 +56,11 @@ def gradient_alignment(
     if not parameters:
         raise InputError("the model has no trainable parameters: gradients cannot be compared")
     totals = [[torch.zeros_like(p, dtype=torch.float64) for p in parameters] for _ in range(4)]
+    examples = 0
     for x, targets in batches:
+        examples += len(x)
         for total, gradients in zip(
-            totals, _penalty_gradients(f, x, targets, mean, head, parameters), strict=True
+            totals, _penalty_gradients(f, x, targets, mean, head, coupled, parameters), strict=True
         ):
             for accumulated, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
@@ -65,7 +71,7 @@ def gradient_alignment(
     rows = []
     for layer, members in layers.items():
         q, q_hat_, abs_q, abs_q_hat = (
-            torch.cat([total[k].flatten() for k in members]) for total in totals
+            torch.cat([total[k].flatten() for k in members]) / examples for total in totals
         )
         rows.append(
             {
@@ -85,22 +91,56 @@ def _penalty_gradients(
     targets: Tensor,
     mean: Tensor,
     head: Head,
+    coupled: bool,
     parameters: list[nn.Parameter],
 ) -> Iterator[tuple[Tensor | None, ...]]:
     """Sums over a batch of ∇q, ∇q̂, ∇|q| and ∇|q̂|, in this order."""
     with derivative_rules():
         logits, c = loss_gradient(f, x, targets, head, create_graph=True)
         exact = (c * (mean - x)).flatten(1).sum(1)
+        exact_abs = _coupled_abs_q(f, x, targets, mean, head) if coupled else exact.abs()
+        _refuse_once_differentiable(exact)
         approximate = q_hat(logits, targets, head)
         for value, last in (
             (exact, False),
             (approximate, False),
-            (exact.abs(), False),
+            (exact_abs, False),
             (approximate.abs(), True),
         ):
             yield torch.autograd.grad(
                 value.sum(), parameters, retain_graph=not last, allow_unused=True
             )
+
+
+def _coupled_abs_q(f: Function, x: Tensor, targets: Tensor, mean: Tensor, head: Head) -> Tensor:
+    """Σ|q| over a coupled batch, whose q are no rows of one vjp, by the vjp of sign(q) (g − y).
+
+    So it takes no derivative of a jvp and no third derivative: PyTorch returns both wrong, without
+    a warning, through train-mode batch norm (see `theory.network.SafeNesting`).
+    """
+    signs = first_order_coupled(f, x, targets, mean, head).q.sign()
+    x = x.detach().requires_grad_()
+    logits = f(x)
+    residual = signs[:, None] * (probabilities(logits, head) - targets)
+    (c,) = torch.autograd.grad(logits, x, residual, create_graph=True)
+    return (c * (mean - x)).sum()
+
+
+def _refuse_once_differentiable(value: Tensor) -> None:
+    """Raises where `torch.autograd.grad` would leave out a missing second derivative silently."""
+    seen: set[Any] = set()
+    nodes: list[Any] = [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ == "Error":
+            raise InputError(
+                "an operation of the model is marked once_differentiable and has no second "
+                "derivative: replace it by differentiable ones"
+            )
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
 
 
 def cosine(u: Tensor, v: Tensor) -> float:

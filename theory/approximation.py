@@ -5,7 +5,6 @@ claim, what holds. It reads no files and trains nothing; `python -m theory.check
 around it.
 """
 
-import copy
 import math
 import time
 from collections import defaultdict
@@ -26,7 +25,7 @@ from theory.errors import InputError
 from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
-from theory.network import BatchNormMode, Function, evaluating
+from theory.network import BatchNormMode, Function, copy_in, evaluating
 from theory.regularizer import measure_theorem_1, rows_per_pair
 from theory.report import Report
 from theory.self_check import derivative_self_check
@@ -129,7 +128,7 @@ def check_approximation(
         alignment, alignment_note = pd.DataFrame(), "not asked for"
         if gradients:
             alignment, alignment_note = _alignment_part(
-                model, f, examples, head, batch_size, progress
+                model, f, examples, head, batch_norm, batch_size, progress
             )
         pairs: dict[str, Any] = {}
         if batch_norm == "eval":
@@ -186,7 +185,7 @@ def _checked_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         return model
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}: derivatives need a floating-point type")
-    return copy.deepcopy(model).to(dtype)
+    return copy_in(model, dtype)
 
 
 def _gather(
@@ -271,6 +270,7 @@ def _alignment_part(
     f: Function,
     examples: _Data,
     head: Head,
+    batch_norm: BatchNormMode,
     batch_size: int,
     progress: Callable[[float], None],
 ) -> tuple[pd.DataFrame, str]:
@@ -280,7 +280,9 @@ def _alignment_part(
             progress(14 * len(x))
 
     try:
-        return gradient_alignment(model, f, batches(), examples.mean, head), ""
+        return gradient_alignment(
+            model, f, batches(), examples.mean, head, coupled=batch_norm == "batch"
+        ), ""
     except InputError as error:  # a model may well lack second derivatives or parameters
         return pd.DataFrame(), str(error)
 
@@ -295,14 +297,14 @@ def _affordable_pairs(
     beta: float | None,
     batch_size: int,
 ) -> int:
-    """The largest n whose n² pairs fit the time, by the measured speed; at least 2."""
+    """The largest n whose n² pairs fit the time, by the measured speed; at least 4."""
     x = examples.x[:batch_size]
     with torch.no_grad():
         f(x)  # the first pass also sets up; it is not timed
         start = time.perf_counter()
         f(x)
         per_row = (time.perf_counter() - start) / len(x)
-    return max(2, math.isqrt(int(seconds / (per_row * rows_per_pair(nodes, order, alpha, beta)))))
+    return max(4, math.isqrt(int(seconds / (per_row * rows_per_pair(nodes, order, alpha, beta)))))
 
 
 def _self_check_part(
@@ -315,4 +317,10 @@ def _self_check_part(
         )
     except InputError as error:
         return {}, str(error)
-    return asdict(result), ""
+    note = ""
+    if any(result.kinks):
+        note = (
+            f"{max(result.kinks)} of {result.samples} samples lie on a kink (a tie in max-pooling, "
+            "a ReLU at exactly 0), where no derivative exists and q is one of several subgradients"
+        )
+    return asdict(result), note

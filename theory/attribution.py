@@ -7,9 +7,9 @@ zero for bias-free convolutions, ReLU, pooling and addition. By the chain rule
 
     (g − y)ᵀ (f − J x)  =  Σ_l ⟨ ∂[(g − y)ᵀ f]/∂z_l , r_l ⟩       with g − y held constant,
 
-so one forward and one backward pass give every layer's share. Operations outside any leaf module
-(functional calls, parameters added by hand) are seen only by what is missing from the sum: the
-unattributed remainder.
+so one forward and one backward pass give every layer's share. What happens outside the leaf modules
+between input and logits (functional calls, parameters and embedded positions added by hand) is seen
+only by what is missing from the sum: the unattributed remainder.
 """
 
 import math
@@ -63,6 +63,8 @@ class LayerShares:
         if self._model.training:
             raise ValueError("attribution is for evaluation mode: use theory.network.evaluating")
         for name, module in self._model.named_modules():
+            if "parametrizations" in name.split("."):  # makes a weight, a constant in x
+                continue
             if getattr(module, "inplace", False):  # would overwrite the input that r is made of
                 module.inplace = False
                 self._inplace.append(module)
@@ -134,7 +136,7 @@ def _offset(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) ->
             return None if module.bias is None else _per_channel(module.bias.detach(), output)
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             return _per_channel(_batch_norm_shift(module), output)
-    return _measured_offset(module, inputs, keywords, output)
+    return _measured_offset(module, inputs, keywords)
 
 
 def _per_channel(values: Tensor, output: Tensor) -> Tensor:
@@ -151,11 +153,11 @@ def _batch_norm_shift(module: _BatchNorm) -> Tensor:
     return shift
 
 
-def _measured_offset(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> Tensor:
+def _measured_offset(module: nn.Module, inputs: tuple, keywords: dict) -> Tensor | None:
     """r by a jvp of the module along its own input, for any module."""
     places = [k for k, z in enumerate(inputs) if isinstance(z, Tensor) and z.is_floating_point()]
     if not places:
-        return output.detach()  # constant in x, an embedding of positions say
+        return None  # constant in x, an embedding of positions say: no gradient comes past it
     values = tuple(inputs[k].detach() for k in places)
 
     def forward(*replaced: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ from theory.errors import InputError
 from theory.losses import Head, as_targets
 from theory.mixing import beta_law
 from theory.network import BatchNormMode, evaluating
+from theory.record import command_line, write_atomically
 from theory.regularizer import rows_per_pair
-from theory.report import Report, claims_table, command_line, write_atomically, write_reports
+from theory.report import Report, claims_table, write_reports
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
 
 PROG = "python -m theory.check_approx"

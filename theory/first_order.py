@@ -110,14 +110,7 @@ def first_order(
     logits, c = loss_gradient(f, x, targets, head, create_graph=create_graph)
     along_mean = (c * mean).flatten(1).sum(1)
     along_x = (c * x).flatten(1).sum(1)
-    estimate = q_hat(logits, targets, head)
-    terms = FirstOrder(
-        loss=loss(logits, targets, head),
-        q=along_mean - along_x,
-        q_hat=estimate,
-        normalization_gap=along_mean,
-        homogeneity_gap=-estimate - along_x,
-    )
+    terms = _terms(logits, targets, head, along_mean, along_x)
     return terms if create_graph else FirstOrder(*(t.detach() for t in vars(terms).values()))
 
 
@@ -143,7 +136,14 @@ def first_order_coupled(
         _, j_x = along(x)
         residual = probabilities(logits, head) - targets
         along_mean, along_x = (residual * j_mean).sum(1), (residual * j_x).sum(1)
-        estimate = q_hat(logits, targets, head)
+        return _terms(logits, targets, head, along_mean, along_x)
+
+
+def _terms(
+    logits: Tensor, targets: Tensor, head: Head, along_mean: Tensor, along_x: Tensor
+) -> FirstOrder:
+    """From (g − y)ᵀ J x̄' and (g − y)ᵀ J x."""
+    estimate = q_hat(logits, targets, head)
     return FirstOrder(
         loss=loss(logits, targets, head),
         q=along_mean - along_x,

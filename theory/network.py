@@ -5,6 +5,7 @@ evaluation mode; these helpers put it there, give it back as it was, and keep Py
 derivative faults out of the results.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -34,7 +35,7 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
     def f(x: Tensor) -> Tensor:
         try:
             logits = model(x)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             if isinstance(error, InputError) or _is_about_derivatives(error):
                 raise
             raise InputError(
@@ -56,6 +57,21 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
         return logits
 
     return f
+
+
+def copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the model whose floating-point parameters and buffers have another type.
+
+    Raises:
+        InputError: If the model holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).to(dtype)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"the model cannot be copied to {str(dtype).removeprefix('torch.')} "
+            f"({_first_line(error)}): keep tensors with a graph, locks and open files out of it"
+        ) from error
 
 
 @contextmanager
@@ -115,7 +131,7 @@ def derivative_rules() -> Iterator[None]:
                 "the logits do not depend on the input through differentiable operations: replace "
                 "detach, rounding, indexing or no_grad inside the model"
             ) from error
-        if _is_about_derivatives(error):
+        if _is_about_derivatives(error) or isinstance(error, NotImplementedError):
             raise InputError(
                 f"an operation of the model has no derivative rule ({message}): replace it by "
                 "differentiable ones"
@@ -126,7 +142,7 @@ def derivative_rules() -> Iterator[None]:
 def _is_about_derivatives(error: Exception) -> bool:
     words = ("derivative", "forward AD", "forward-mode", "jvp", "does not require grad",
              "used in the graph", "differentiab", "setup_context", "vmap")  # fmt: skip
-    return isinstance(error, NotImplementedError) or any(word in str(error) for word in words)
+    return any(word in str(error) for word in words)
 
 
 def _first_line(error: Exception) -> str:
@@ -188,6 +204,36 @@ def _batch_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
 
+def _torch_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+def _torch_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
 class SafeNesting(TorchFunctionMode):
     """Makes nested `torch.func.jvp` right, or refuses.
 
@@ -200,7 +246,9 @@ class SafeNesting(TorchFunctionMode):
         F.layer_norm: _layer_norm,
         torch.layer_norm: _layer_norm,
         F.instance_norm: _instance_norm,
+        torch.instance_norm: _torch_instance_norm,
         F.batch_norm: _batch_norm,
+        torch.batch_norm: _torch_batch_norm,
     }
 
     def __torch_function__(

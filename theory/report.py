@@ -3,20 +3,16 @@
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
-import tempfile
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
 from theory.errors import InputError
+from theory.record import environment, write_json
 
 SCHEMA_VERSION = 1
 Verdict = Literal["HOLDS", "FAILS", "NOT MEASURED"]
@@ -95,7 +91,7 @@ class Report:
     self_check: dict[str, Any]
     settings: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=lambda: environment())
+    environment: dict[str, Any] = field(default_factory=environment)
 
     def __str__(self) -> str:
         return claims_table([self])
@@ -145,8 +141,7 @@ def write_reports(
         "environment": reports[-1].environment,
         "checks": checks,
     }
-    text = json.dumps(_without_nan(content), indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_json(path, content)
 
 
 def read_reports(path: str | os.PathLike[str]) -> list[Report]:
@@ -224,85 +219,3 @@ def _cell(claim: Claim) -> str:
         return claim.verdict
     interval = "" if math.isnan(claim.low) else f" [{claim.low:.2g}, {claim.high:.2g}]"
     return f"{claim.verdict} {claim.value:.2g}{interval}"
-
-
-def environment() -> dict[str, Any]:
-    """Versions, platform and the commit of this toolkit, for the record of a run."""
-    names = ("mixup-theory", "torch", "numpy", "scipy", "pandas", "scikit-learn")
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "processors": os.cpu_count(),
-        "versions": {name: _version(name) for name in names},
-        "commit": _commit(),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with "+changes" if tracked files differ; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
-        text = subprocess.run(
-            [*describe, "--dirty=+changes"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return text or None
-
-
-def command_line(module: str) -> str:
-    """The command that started this process, as a reader would type it."""
-    return " ".join(["python -m", module, *sys.argv[1:]])
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """Writes a file under another name in the same folder, then puts it in place.
-
-    Args:
-        path: Target; its folder is made if need be. An older file there is replaced.
-        write: Called with the temporary path, whose suffix is the target's.
-
-    Raises:
-        InputError: If the folder or file cannot be written. The target is then as it was.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror}): name a folder you may write to"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's private mode is not what a result wants
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): free or name another") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _without_nan(value: Any) -> Any:
-    """The value with NaN as None and with infinities as text, which JSON can hold."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value

@@ -88,10 +88,11 @@ def _terms(curve: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, orde
 
         return evaluate
 
-    with torch.no_grad(), derivative_rules():
+    # With gradients off, PyTorch takes SiLU's and Mish's rules from formulas that have none.
+    with torch.set_grad_enabled(order > 1), derivative_rules():
         if order < 2:
             values = derivatives(order)(start)
         else:
             with SafeNesting():
                 values = derivatives(order)(start)
-    return torch.stack([value / math.factorial(k) for k, value in enumerate(values)])
+    return torch.stack([v.detach() / math.factorial(k) for k, v in enumerate(values)])

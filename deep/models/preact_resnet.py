@@ -71,9 +71,7 @@ class PreActResNet(nn.Module):
             Bottleneck blocks (50, 101) put out four times as many.
     """
 
-    def __init__(
-        self, depth: int, *, num_classes: int = 10, in_channels: int = 3, width: int = 64
-    ):
+    def __init__(self, depth: int, *, num_classes: int = 10, in_channels: int = 3, width: int = 64):
         super().__init__()
         blocks, bottleneck = STAGES[depth]
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)

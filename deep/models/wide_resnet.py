@@ -50,9 +50,7 @@ class WideResNet(nn.Module):
         width: Widening factor k; the stages have 16k, 32k and 64k channels.
     """
 
-    def __init__(
-        self, depth: int, *, num_classes: int = 10, in_channels: int = 3, width: int = 10
-    ):
+    def __init__(self, depth: int, *, num_classes: int = 10, in_channels: int = 3, width: int = 10):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
         self.stages = nn.Sequential()
