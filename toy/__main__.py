@@ -4,7 +4,6 @@ Each study writes its record (`NAME.json`: every number, with the command) and i
 (`NAME.png`, `NAME.pdf`).
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from figures import boundary, implicit_bias, relu_margin, soft_minimiser, sweep
 from theory.command import run_command
-from theory.report import command_line, environment, write_atomically
+from theory.record import command_line, environment, write_atomically, write_json
 from toy import studies
 from toy.studies import Common, Record
 
@@ -87,10 +86,9 @@ def save(folder: Path, record: Record, plot: Callable[[Record], Figure]) -> list
         InputError: If the folder cannot be written to.
     """
     name = record["study"]
-    record = {"command": command_line("toy"), **record, "environment": environment()}
-    text = json.dumps(record, indent=1, allow_nan=False)
     paths = [folder / f"{name}.json"]
-    write_atomically(paths[0], lambda path: path.write_text(text + "\n"))
+    kept = {"command": command_line("toy"), **record, "environment": environment()}
+    write_json(paths[0], kept)
     figure = plot(record)
     for suffix in ("png", "pdf"):
         paths.append(folder / f"{name}.{suffix}")

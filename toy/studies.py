@@ -167,11 +167,10 @@ def _reference(reference: MaxMargin) -> Record:
 
 
 def _series(label: str, path: Trajectory) -> Record:
-    """A path's columns; values that do not exist (the gaps of w = 0) become null."""
+    """A path's columns; NaN, which is null in the file, where a value does not exist."""
     names = ("log_t", "norm", "log_loss", "angle_gap", "margin_gap", "residual")
-    columns = {name: getattr(path, name) for name in names}
-    clean = {k: [float(x) if np.isfinite(x) else None for x in v] for k, v in columns.items()}
-    return {"label": label, **clean, "last_w": path.w[-1].tolist()}
+    columns = {name: getattr(path, name).tolist() for name in names}
+    return {"label": label, **columns, "last_w": path.w[-1].tolist()}
 
 
 def measure_bias(settings: Bias, progress: Progress = _silent) -> Record:
@@ -322,10 +321,7 @@ def measure_relu(settings: Relu, progress: Progress = _silent) -> Record:
         path = train_relu(
             data, protocol, settings.alpha, width=settings.width, steps=steps, seed=settings.seed
         )
-        columns = {
-            name: [float(x) if np.isfinite(x) else None for x in values]
-            for name, values in vars(path).items()
-        }
+        columns = {name: values.tolist() for name, values in vars(path).items()}
         series.append({"label": protocol, **columns})
     return _record(settings, series=series)
 
