@@ -45,8 +45,7 @@ def test_the_record_holds_the_figures_numbers():
     norm, _, angle, _ = figure.axes
     np.testing.assert_allclose(norm.lines[0].get_ydata(), erm["norm"] / erm["norm"][-1])
     np.testing.assert_allclose(angle.lines[1].get_ydata(), signed["angle_gap"])
-    for rates in record["rates"].values():
-        assert len(rates) == 4
+    assert [len(rates) for rates in record["rates"].values()] == [4, 5]
 
 
 def test_symmetric_data_are_drawn_with_a_note_instead_of_rates():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -145,6 +146,8 @@ def summarise(record: Record) -> None:
 def run(flags: Toy) -> int:
     """Measure, save, draw and print one command; the exit code."""
     config = flags.command
+    # Layers of 64 units are too small to share: a second thread costs more than it gives.
+    torch.set_num_threads(1)
     if isinstance(config, Separable):
         print(studies.separability_line(studies.load(config.data, config.seed)))
         return 0

@@ -98,6 +98,15 @@ def _windows(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return s > s[-1] / 2.0, (s > s[-1] / 4.0) & (s <= s[-1] / 2.0)
 
 
+def _what_is_left(change: float, order: float) -> float:
+    """How far an estimate may still be off that changed so much while x doubled.
+
+    A neglected order x^−q changes by 2^q − 1 of what is left of it; q is taken as min(1, order),
+    the slowest that theory allows.
+    """
+    return abs(change) / (2.0 ** min(1.0, order) - 1.0)
+
+
 def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
     """Loss, norm, margin-gap and angle-gap rates of a flow that diverges along the max margin.
 
@@ -130,9 +139,8 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
             fit_power(s[w], values[w], correction) if power else _line(s[w], values[w])
             for w in (late, early)
         )
-        # A neglected order x^−q changes by 2^q − 1 of what is left of it from window to window;
+        left = _what_is_left(fitted - before, correction or 1.0)
         # 1e-12 is the integrator's tolerance.
-        left = (fitted - before) / (2.0 ** min(1.0, correction or 1.0) - 1.0)
         stderr = float(np.sqrt(error**2 + left**2 + 1e-24))
         rates.append(Rate(name, fitted, stderr, theory))
 
@@ -178,8 +186,8 @@ def mixing_rate(objective: Objective, trajectory: Trajectory) -> Rate:
 
     late, early = _windows(s)
     fitted = exponent(late)
-    change = abs(fitted - exponent(early))
-    return Rate("residual - limit ~ (log t)^p", fitted, change, -objective.alpha)
+    left = _what_is_left(fitted - exponent(early), objective.alpha)
+    return Rate("r - r(inf) ~ (log t)^p", fitted, left, -objective.alpha)
 
 
 def _support_pairs(objective: Objective, reference: MaxMargin) -> tuple[np.ndarray, np.ndarray]:

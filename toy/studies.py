@@ -22,7 +22,7 @@ from toy.homogeneous import train_relu
 from toy.max_margin import MaxMargin, max_margin, separability
 from toy.minimiser import minimise
 from toy.objective import PROTOCOLS, Objective, Protocol
-from toy.rates import late_rates
+from toy.rates import late_rates, mixing_rate
 
 Record = dict[str, Any]
 Progress = Callable[[str], object]
@@ -69,7 +69,7 @@ class Bias(Common):
     diagonal: bool = True
     """Keep the pairs i = j"""
     rates: bool = True
-    """Fit the rates, on a flow to at least 1e100"""
+    """Fit the rates, on flows to 1e100 and beyond"""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,10 @@ def measure_bias(settings: Bias, progress: Progress = _silent) -> Record:
         if settings.rates and protocol != "mixup-soft":
             far = gradient_flow(objective, max(settings.log10_t, 100.0))
             try:
-                rates[protocol] = [asdict(rate) for rate in late_rates(objective, far)]
+                found = late_rates(objective, far)
+                if protocol == "mixup-signed":
+                    found.append(mixing_rate(objective, gradient_flow(objective, 300.0, 401)))
+                rates[protocol] = [asdict(rate) for rate in found]
             except InputError as reason:
                 notes.append(f"{protocol}: {reason}")
     soft = minimise(Objective(data, "mixup-soft", settings.alpha, diagonal=settings.diagonal))
