@@ -143,6 +143,25 @@ def test_images_and_sequences_work():
     assert len(report.regularizer["r_by_order"]) == 2
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_networks_work_to_second_order_and_close(kind):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = kind(4, 5, batch_first=True)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.recurrent(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    x, y = data(shape=(6, 4), dtype=torch.float64)
+    report = check_approximation(Recurrent().double(), [(x, y)], order=2, pair_samples=2)
+    assert report.claims["self_check"].verdict == "HOLDS"
+    assert report.claims["gradient"].verdict != "NOT MEASURED"
+    assert report.attribution.set_index("layer").loc["(unattributed)", "mean_abs"] < 1e-14
+
+
 def test_second_order_tells_more_of_r_than_the_first_on_a_nearly_linear_net():
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()

@@ -23,10 +23,10 @@ from theory.first_order import first_order, pairwise_q
 from theory.losses import HEADS, as_targets
 from theory.network import evaluating
 from theory.regularizer import (
+    PairSettings,
     measure_theorem_1,
     mixup_risk,
     regularizer,
-    rows_per_pair,
     standard_risk,
     taylor_regularizer,
 )
@@ -331,9 +331,8 @@ def test_measurement_collects_both_sides_and_the_orders(alpha, beta):
     data = (problem.x, problem.targets)
     work = []
     with evaluating(problem.model) as f:
-        got = measure_theorem_1(
-            f, *data, alpha, beta, "softmax", 2, 12, 16, on_progress=work.append
-        )
+        settings = PairSettings(alpha, beta, order=2, nodes=12, batch_size=16)
+        got = measure_theorem_1(f, *data, settings, on_progress=work.append)
         r = regularizer(f, *data, alpha=alpha, beta=beta, nodes=12)
         r_k = taylor_regularizer(f, *data, order=2, alpha=alpha, beta=beta)
         l_mix = float(mixup_risk(f, *data, alpha=alpha, beta=beta, nodes=12).mean())
@@ -353,13 +352,21 @@ def test_measurement_collects_both_sides_and_the_orders(alpha, beta):
     same = np.mean(np.sign(r.numpy()) == np.sign(r_k[0].numpy()))
     assert got["first_order_sign_agreement"] == pytest.approx(same)
     # The budget that chooses how many pairs to take counts the work that is then done.
-    assert sum(work) == pytest.approx(25 * rows_per_pair(12, 2, alpha, beta), rel=0.01)
+    assert sum(work) == pytest.approx(25 * settings.rows_per_pair, rel=0.01)
 
 
 def test_quadrature_error_of_a_relu_net_bounds_the_gap_between_the_sides():
     problem = make_problem(case_named("relu-mlp"), n=6)
     with evaluating(problem.model) as f:
-        got = measure_theorem_1(
-            f, problem.x, problem.targets, 1.0, None, "softmax", 1, 8, 32, lambda work: None
-        )
+        got = measure_theorem_1(f, problem.x, problem.targets, PairSettings())
     assert 1e-10 < got["identity_error"] <= got["quadrature_error"]
+
+
+def test_first_order_by_vjps_equals_that_by_jvps():
+    problem = make_problem(case_named("gelu-conv-batch-norm"), n=5)
+    with evaluating(problem.model) as f:
+        by_vjp, by_jvp = (
+            taylor_regularizer(f, problem.x, problem.targets, order=order, alpha=0.7)[0]
+            for order in (1, 2)
+        )
+    np.testing.assert_allclose(by_vjp, by_jvp, rtol=1e-10, atol=1e-14)

@@ -5,8 +5,6 @@ claim, what holds. It reads no files and trains nothing; `python -m theory.check
 around it.
 """
 
-import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +24,7 @@ from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
 from theory.network import BatchNormMode, Function, copy_in, evaluating
-from theory.regularizer import measure_theorem_1, rows_per_pair
+from theory.regularizer import PairSettings, measure_theorem_1
 from theory.report import Report
 from theory.self_check import derivative_self_check
 from theory.verdicts import Thresholds, judge
@@ -132,13 +130,10 @@ def check_approximation(
             )
         pairs: dict[str, Any] = {}
         if batch_norm == "eval":
-            n = pair_samples or _affordable_pairs(
-                f, examples, pair_seconds, nodes, order, alpha, beta, batch_size
-            )
+            plan = PairSettings(alpha, beta, head, order, nodes, batch_size)
+            n = pair_samples or plan.affordable(f, examples.x, examples.targets, pair_seconds)
             x, targets = examples.spread(min(n, len(examples.x)))
-            pairs = measure_theorem_1(
-                f, x, targets, alpha, beta, head, order, nodes, batch_size, progress
-            )
+            pairs = measure_theorem_1(f, x, targets, plan, progress)
     self_check, self_check_note = _self_check_part(model, examples, head, order, batch_norm)
 
     q, q_hat = samples["q"].to_numpy(), samples["q_hat"].to_numpy()
@@ -285,26 +280,6 @@ def _alignment_part(
         ), ""
     except InputError as error:  # a model may well lack second derivatives or parameters
         return pd.DataFrame(), str(error)
-
-
-def _affordable_pairs(
-    f: Function,
-    examples: _Data,
-    seconds: float,
-    nodes: int,
-    order: int,
-    alpha: float,
-    beta: float | None,
-    batch_size: int,
-) -> int:
-    """The largest n whose n² pairs fit the time, by the measured speed; at least 4."""
-    x = examples.x[:batch_size]
-    with torch.no_grad():
-        f(x)  # the first pass also sets up; it is not timed
-        start = time.perf_counter()
-        f(x)
-        per_row = (time.perf_counter() - start) / len(x)
-    return max(4, math.isqrt(int(seconds / (per_row * rows_per_pair(nodes, order, alpha, beta)))))
 
 
 def _self_check_part(

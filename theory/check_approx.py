@@ -34,7 +34,7 @@ from theory.losses import Head, as_targets
 from theory.mixing import beta_law
 from theory.network import BatchNormMode, evaluating
 from theory.record import command_line, write_atomically
-from theory.regularizer import rows_per_pair
+from theory.regularizer import PairSettings
 from theory.report import Report, claims_table, write_reports
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
 
@@ -207,7 +207,8 @@ class _Progress:
 
     def __init__(self, config: Config, examples: int, samples: int) -> None:
         self._checks = 1 + math.ceil(config.epochs / config.check_every - 1e-9)
-        self._pair_work = rows_per_pair(NODES, config.order, config.alpha, config.beta)
+        settings = PairSettings(config.alpha, config.beta, order=config.order, nodes=NODES)
+        self._pair_work = settings.rows_per_pair
         self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
         one = samples * (_FIRST_ORDER_WORK + (_GRADIENT_WORK if config.gradients else 0))
         self._fixed += self._checks * one

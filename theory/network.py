@@ -95,7 +95,6 @@ def evaluating(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator
         raise InputError(f"unknown batch-norm mode {batch_norm!r}: use eval or batch")
     was_training = [module for module in model.modules() if module.training]
     statistics: list[tuple[_BatchNorm, Tensor | None, Tensor | None]] = []
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     try:
         if batch_norm == "batch":
@@ -105,16 +104,35 @@ def evaluating(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator
                     # Without running statistics PyTorch's batch norm uses the batch's, also in
                     # evaluation mode, and has nothing that it could update.
                     module.running_mean = module.running_var = None
-        # The fused kernels of attention lack forward-mode and second derivatives.
-        torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH):
+        with _differentiable_kernels(model):
             yield logits_function(model)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mean, var in statistics:
             module.running_mean, module.running_var = mean, var
         for module in was_training:
             module.training = True  # not .train(), which would reach modules that were frozen
+
+
+@contextmanager
+def _differentiable_kernels(model: nn.Module) -> Iterator[None]:
+    """Keeps attention and recurrent layers off fused kernels without forward or second derivatives.
+
+    Convolutions keep theirs, which have both and are much faster.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    libraries: Any = (torch.backends.mkldnn, torch.backends.cudnn) if recurrent else ()
+    enabled = [library.enabled for library in libraries]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for library in libraries:
+            library.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for library, was_enabled in zip(libraries, enabled, strict=True):
+            library.enabled = was_enabled
 
 
 @contextmanager

@@ -14,7 +14,9 @@ memory does not grow with n² and time does.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from theory.agreement import pearson, sign_agreement
 from theory.errors import InputError
+from theory.first_order import first_order
 from theory.losses import Head, loss
 from theory.mixing import BetaMixture, beta_law, relabelled_law
 from theory.network import Function
@@ -129,16 +132,25 @@ def taylor_regularizer(
     and the mean over all n partners. Nothing says that the sums converge: a network's series
     along x → x' may diverge before a = 1.
 
+    The first order alone is linear in the direction, so one vjp an example does for all partners;
+    above it every pair takes its own nested jvp.
+
     Raises:
         InputError: If the order is below 1, or as for `mixup_risk` and `loss_taylor_terms`.
     """
     if order < 1:
         raise InputError(f"the order of the expansion is {order}: it must be at least 1")
+    _refuse_none(len(x))
     law = relabelled_law(alpha, beta)
     sums = x.new_zeros(order, len(x), dtype=torch.float64)
-    for i, j in _pair_indices(len(x), rows, x.device):
-        terms = loss_taylor_terms(f, x[i], targets[i], x[j] - x[i], order, head)
-        sums.index_add_(1, i, terms[1:].double())
+    if order == 1:
+        mean = x.mean(0, dtype=torch.float64).to(x.dtype)
+        pieces = zip(x.split(rows), targets.split(rows), strict=True)
+        sums[0] = len(x) * torch.cat([first_order(f, a, b, mean, head).q for a, b in pieces])
+    else:
+        for i, j in _pair_indices(len(x), rows, x.device):
+            terms = loss_taylor_terms(f, x[i], targets[i], x[j] - x[i], order, head)
+            sums.index_add_(1, i, terms[1:].double())
     moments = torch.tensor([law.moment(k) for k in range(1, order + 1)], dtype=torch.float64)
     return (sums / len(x) * moments.to(sums.device)[:, None]).cumsum(0)
 
@@ -154,7 +166,6 @@ def _refuse_none(n: int) -> None:
 
 def _pair_indices(n: int, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All ordered pairs (i, j), i = j included, `rows` at a time."""
-    _refuse_none(n)
     for start in range(0, n * n, rows):
         flat = torch.arange(start, min(start + rows, n * n), device=device)
         yield flat // n, flat % n
@@ -174,28 +185,68 @@ def _pairs(
         yield pair // n, pair % n, points[k].to(x.dtype), weights[k] / n
 
 
-def rows_per_pair(nodes: int, order: int, alpha: float, beta: float | None) -> float:
-    """Forward passes of one example that one pair costs in `measure_theorem_1`, roughly."""
-    rules = 1 + len(relabelled_law(alpha, beta).components)
-    return rules * (nodes + _coarse(nodes)) + 4.0**order
-
-
 def _coarse(nodes: int) -> int:
     """Nodes of the rule that the quadrature error is judged by."""
     return max(1, (2 * nodes) // 3)
 
 
+@dataclass(frozen=True)
+class PairSettings:
+    """How `measure_theorem_1` goes about it.
+
+    Attributes:
+        alpha: α of the law of λ.
+        beta: β of the law of λ; α where it is None.
+        head: Which loss.
+        order: Highest order of the expansion of R.
+        nodes: Quadrature nodes; a rule of two thirds as many tells the quadrature error.
+        batch_size: Inputs in one differentiated pass, at least.
+    """
+
+    alpha: float = 1.0
+    beta: float | None = None
+    head: Head = "softmax"
+    order: int = 1
+    nodes: int = 8
+    batch_size: int = 32
+
+    @property
+    def rows_per_pair(self) -> float:
+        """Forward passes of one example that a pair costs, roughly."""
+        rules = 1 + len(relabelled_law(self.alpha, self.beta).components)
+        jvps = 4.0**self.order if self.order > 1 else 0.0
+        return rules * (self.nodes + _coarse(self.nodes)) + jvps
+
+    def rows(self, x: Tensor) -> int:
+        """Inputs in one pass: more than a batch where they are small, to save calls."""
+        return max(self.batch_size, min(4096, 2**17 // max(1, x[0].numel())))
+
+    def affordable(self, f: Function, x: Tensor, targets: Tensor, seconds: float) -> int:
+        """The largest n whose n² pairs fit the time, by the measured speed; at least 4."""
+        picks = torch.arange(self.rows(x), device=x.device) % len(x)
+        a, b = x[picks], targets[picks]
+
+        def time_per_row(run: Callable[[], object]) -> float:
+            run()  # the first pass also sets up; it is not timed
+            start = time.perf_counter()
+            run()
+            return (time.perf_counter() - start) / len(a)
+
+        with torch.no_grad():
+            per_pair = time_per_row(lambda: f(a)) * replace(self, order=1).rows_per_pair
+        if self.order > 1:
+            per_pair += time_per_row(
+                lambda: loss_taylor_terms(f, a, b, a.flip(0) - a, self.order, self.head)
+            )
+        return max(4, math.isqrt(int(seconds / per_pair)))
+
+
 def measure_theorem_1(
     f: Function,
-    x: Tensor,
-    targets: Tensor,
-    alpha: float,
-    beta: float | None,
-    head: Head,
-    order: int,
-    nodes: int,
-    batch_size: int,
-    on_progress: Callable[[float], None],
+    x: Float[Tensor, "n *dims"],
+    targets: Float[Tensor, "n classes"],
+    settings: PairSettings,
+    on_progress: Callable[[float], None] = lambda work: None,
 ) -> dict[str, Any]:
     """Theorem 1 on all n² pairs: both sides, their quadrature errors, and R order by order.
 
@@ -203,12 +254,7 @@ def measure_theorem_1(
         f: The network as a function (evaluation mode).
         x: Inputs.
         targets: y, one row an example.
-        alpha: α of the law of λ.
-        beta: β of the law of λ; α where it is not given.
-        head: Which loss.
-        order: Highest order of the expansion of R.
-        nodes: Quadrature nodes; a rule of two thirds as many tells the quadrature error.
-        batch_size: Inputs in one differentiated pass.
+        settings: The law of λ, the loss, the order and the quadrature.
         on_progress: Called with the work done, in forward passes of one example.
 
     Returns:
@@ -216,17 +262,17 @@ def measure_theorem_1(
         `quadrature_error`, `r_by_order` and `rest_by_order` = |R − R_K|/|R| for K = 1 … order, the
         agreement of R_1 with R over examples, and both by example.
     """
-    law: dict[str, Any] = {"alpha": alpha, "beta": beta, "head": head, "rows": 2 * batch_size}
-    n = len(x)
-    rules = len(relabelled_law(alpha, beta).components)
+    n, nodes, rows = len(x), settings.nodes, settings.rows(x)
+    law: dict[str, Any] = {"alpha": settings.alpha, "beta": settings.beta, "head": settings.head}
+    rules = len(relabelled_law(settings.alpha, settings.beta).components)
 
     def mixed(m: int) -> np.ndarray:
-        value = mixup_risk(f, x, targets, nodes=m, **law).cpu().numpy()
+        value = mixup_risk(f, x, targets, nodes=m, rows=2 * rows, **law).cpu().numpy()
         on_progress(n * n * m)
         return value
 
     def relabelled(m: int) -> np.ndarray:
-        value = regularizer(f, x, targets, nodes=m, **law).cpu().numpy()
+        value = regularizer(f, x, targets, nodes=m, rows=2 * rows, **law).cpu().numpy()
         on_progress(n * n * m * rules)
         return value
 
@@ -238,10 +284,10 @@ def measure_theorem_1(
         np.abs(by_example - mixed(_coarse(nodes))).mean()
         + np.abs(r - relabelled(_coarse(nodes))).mean()
     )
-    l_std = float(standard_risk(f, x, targets, head).mean())
-    law["rows"] = batch_size
-    r_k = taylor_regularizer(f, x, targets, order=order, **law).cpu().numpy()
-    on_progress(n * n * 4.0**order)
+    l_std = float(standard_risk(f, x, targets, settings.head).mean())
+    order = settings.order
+    r_k = taylor_regularizer(f, x, targets, order=order, rows=rows, **law).cpu().numpy()
+    on_progress(n * n * 4.0**order if order > 1 else 0.0)
     total = float(r.mean())
     return {
         "samples": n,
