@@ -117,8 +117,9 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
             there, 100 is a better choice.
 
     Raises:
-        InputError: If the trajectory is too short, or a gap has fallen to rounding (then it decays
-            faster than any power of log t, as the angle gap on a symmetric set does).
+        InputError: If the trajectory is too short, or a gap is near rounding: on a symmetric set
+            the leading order is absent, ERM's angle gap falls like a power of t and that of
+            signed Mixup at α = 1 like (log t)^−6.
     """
     s = trajectory.log_t
     if objective.protocol == "mixup-soft":
@@ -132,7 +133,7 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
     def add(name: str, values: np.ndarray, theory: float, power: bool) -> None:
         if power and values[late].min() < 1e-13:
             raise InputError(
-                f"{name}: the gap has fallen to rounding; this set is symmetric, "
+                f"{name}: the gap falls faster and is near rounding; this set is symmetric, "
                 "choose a generic one such as skewed"
             )
         (fitted, error), (before, _) = (
