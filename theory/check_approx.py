@@ -33,7 +33,7 @@ from theory.errors import InputError
 from theory.losses import Head, as_targets
 from theory.mixing import beta_law
 from theory.network import BatchNormMode, evaluating
-from theory.record import command_line, write_atomically
+from theory.record import check_writable, command_line, write_atomically
 from theory.regularizer import PairSettings
 from theory.report import Report, claims_table, write_reports
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
@@ -325,7 +325,9 @@ def save(folder: Path, reports: Sequence[Report]) -> None:
 def save_figures(folder: Path, reports: Sequence[Report]) -> list[Path]:
     """Draws every figure that the checks can fill; returns the files."""
     settings = reports[-1].settings
-    title = f"{Path(settings['model']).name} on {settings['data']}, {settings['objective']}"
+    title = f"{Path(settings['model']).name} on {settings['data']}"
+    if len(reports) > 1:
+        title += f", trained by {settings['objective']}"
     figures = {name: plot_panel(name, reports) for name in panels_of(reports)}
     figures["overview"] = plot_overview(reports, title)
     paths = []
@@ -341,9 +343,7 @@ def run(config: Config) -> int:
         parse_condition(text)
     name = re.sub(r"[^\w.-]+", "_", f"{Path(config.model).name}-{config.data}-{config.objective}")
     folder = config.out or Path("runs") / "check_approx" / name
-    # An unwritable folder must show before minutes of work, not after.
-    write_atomically(folder / ".writable", lambda path: path.write_text(""))
-    (folder / ".writable").unlink()
+    check_writable(folder)
     with warnings.catch_warnings():
         # Said once by torch.func on first use; nothing that a user of this command can act on.
         warnings.filterwarnings("ignore", message="`torch.jit.script` is")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ def _commit() -> str | None:
 
 def command_line(module: str) -> str:
     """The command that started this process, as a reader would type it."""
-    return " ".join(["python -m", module, *sys.argv[1:]])
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
@@ -87,6 +88,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any])
         raise InputError(f"cannot write {path} ({error.strerror}): free or name another") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Makes the folder and a file in it, so that a fault shows before the work and not after.
+
+    Raises:
+        InputError: If that cannot be done. Nothing is left behind either way but the folder.
+    """
+    probe = Path(folder) / ".writable"
+    write_atomically(probe, lambda path: path.write_text(""))
+    probe.unlink()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -193,7 +193,7 @@ def claims_table(reports: Sequence[Report]) -> str:
     ]
     rows = [["claim", "measured as", "holds if", *titles]]
     for name, claim in reports[-1].claims.items():
-        bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.2g}"
+        bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
         rows.append(
             [claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
         )
@@ -217,5 +217,5 @@ def _width(text: str) -> int:
 def _cell(claim: Claim) -> str:
     if claim.verdict == "NOT MEASURED":
         return claim.verdict
-    interval = "" if math.isnan(claim.low) else f" [{claim.low:.2g}, {claim.high:.2g}]"
-    return f"{claim.verdict} {claim.value:.2g}{interval}"
+    interval = "" if math.isnan(claim.low) else f" [{claim.low:.3g}, {claim.high:.3g}]"
+    return f"{claim.verdict} {claim.value:.3g}{interval}"
