@@ -7,4 +7,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["theory", "deep"], "typecheck.checked")
+install_import_hook(["theory", "toy", "deep"], "typecheck.checked")

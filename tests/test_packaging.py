@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("name", ["theory", "deep", "figures"])
+@pytest.mark.parametrize("name", ["theory", "toy", "deep", "figures"])
 def test_package_comes_from_this_checkout(name):
     module = importlib.import_module(name)
     assert Path(module.__file__).resolve().is_relative_to(ROOT)

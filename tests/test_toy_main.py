@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from figures import implicit_bias
+from toy.__main__ import main
+from toy.data import load
+from toy.studies import Bias, measure_bias
+
+SMALL = {
+    "bias": ["--log10-t", "12", "--times", "30"],
+    "descent": ["--steps", "200"],
+    "soft": ["--alphas", "0.1", "1", "--margins", "1", "2"],
+    "sweep": ["--seeds", "3", "--alphas", "0.5", "2", "--steps", "100"],
+    "relu": ["--steps", "400", "--points", "12"],
+    "boundary": ["--steps", "30", "--side", "12"],
+}
+
+
+@pytest.mark.parametrize("study", SMALL)
+def test_each_study_writes_its_record_and_its_figures(study, tmp_path, capsys):
+    assert main([study, *SMALL[study], "--out", str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{study}.json", f"{study}.png", f"{study}.pdf"}
+    record = json.loads((tmp_path / f"{study}.json").read_text())
+    assert record["study"] == study
+    assert "toy" in record["command"]
+    assert record["environment"]["versions"]["numpy"]
+    output = capsys.readouterr().out
+    assert f"{study}.json" in output
+
+
+def test_the_record_holds_the_figures_numbers():
+    """Norms grow, losses fall, soft labels stop; the figure draws these columns and no others."""
+    record = json.loads(json.dumps(measure_bias(Bias(log10_t=20.0, times=40))))
+    erm, signed, soft = implicit_bias.rows(record)
+    for row in (erm, signed):
+        assert row["log10_loss"][-1] == pytest.approx(-20.3, abs=0.6)
+        assert (np.diff(row["norm"]) > 0).all()
+    assert soft["norm"][-1] == pytest.approx(record["soft_minimiser"]["norm"], rel=1e-9)
+    figure = implicit_bias.plot(record)
+    assert isinstance(figure, Figure)
+    norm, _, angle, _ = figure.axes
+    np.testing.assert_allclose(norm.lines[0].get_ydata(), erm["norm"] / erm["norm"][-1])
+    np.testing.assert_allclose(angle.lines[1].get_ydata(), signed["angle_gap"])
+    assert [len(rates) for rates in record["rates"].values()] == [4, 5]
+
+
+def test_symmetric_data_are_drawn_with_a_note_instead_of_rates():
+    record = measure_bias(Bias(data="soudry", log10_t=30.0, times=30))
+    assert record["rates"].keys() == {"mixup-signed"} or record["notes"]
+    assert any("symmetric" in note for note in record["notes"])
+
+
+def test_separable_names_its_certificate(capsys):
+    assert main(["separable", "--data", "cancer"]) == 0
+    assert "cancer: separable" in capsys.readouterr().out
+    assert main(["separable", "--data", "rings"]) == 0
+    assert "not separable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["bias", "--data", "moons"], "not linearly separable"),
+        (["bias", "--data", "nowhere"], "unknown data"),
+        (["bias", "--log10-t", "1000"], "final time"),
+        (["bias", "--alpha", "-1"], "alpha"),
+        (["bias", "--data", "one.csv"], "only one class"),
+        (["bias", "--data", "nan.csv"], "NaN"),
+        (["bias", "--data", "twice.csv"], "duplicates"),
+        (["bias", "--data", "both.csv"], "both labels"),
+        (["descent", "--step", "100"], "stability limit 2/L"),
+        (["descent", "--protocol", "mixup"], "protocol"),
+        (["sweep", "--seeds", "1"], "at least 2 seeds"),
+        (["soft", "--margins", "-1"], "not separable"),
+        (["boundary", "--data", "digits"], "boundaries need 2"),
+        (["nothing"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(argv, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.csv").write_text("1,2,1\n3,1,1\n")
+    (tmp_path / "nan.csv").write_text("1,nan,1\n3,1,0\n")
+    (tmp_path / "twice.csv").write_text("1,2,1\n3,1,0\n1,2,1\n")
+    (tmp_path / "both.csv").write_text("1,2,1\n3,1,0\n1,2,0\n")
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert complaint in captured.err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_clouds_keep_their_flags():
+    data = load("clouds", seed=1, n=9, d=4, margin=2.0)
+    assert data.x.shape == (9, 4)
+
+
+def test_help_names_every_study(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for study in (*SMALL, "talk", "separable"):
+        assert study in text

@@ -1,0 +1,178 @@
+"""Command: `python -m toy` draws the talk's two figures; a subcommand runs one study.
+
+Each study writes its record (`NAME.json`: every number, with the command) and its figure
+(`NAME.png`, `NAME.pdf`).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from figures import boundary, implicit_bias, relu_margin, soft_minimiser, sweep
+from theory.command import run_command
+from theory.record import command_line, environment, write_atomically, write_json
+from toy import studies
+from toy.studies import Common, Record
+
+PROG = "python -m toy"
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Both figures of the talk with their defaults (also what no subcommand does)."""
+
+    out: Path = Path("runs/toy")
+    """Folder for the JSON records and the figures"""
+    debug: bool = False
+    """Show the traceback of an error"""
+
+
+@dataclass(frozen=True)
+class Separable:
+    """Is a set linearly separable? The verdict of a linear program, with its certificate."""
+
+    data: str = "cancer"
+    """As for the other studies"""
+    seed: int = 0
+    """Of drawn sets"""
+    debug: bool = False
+    """Show the traceback of an error"""
+
+
+Command = (
+    Annotated[Talk, tyro.conf.subcommand("talk")]
+    | Annotated[studies.Bias, tyro.conf.subcommand("bias")]
+    | Annotated[studies.Descent, tyro.conf.subcommand("descent")]
+    | Annotated[studies.Soft, tyro.conf.subcommand("soft")]
+    | Annotated[studies.Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[studies.Relu, tyro.conf.subcommand("relu")]
+    | Annotated[studies.Boundary, tyro.conf.subcommand("boundary")]
+    | Annotated[Separable, tyro.conf.subcommand("separable")]
+)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Implicit bias of ERM and Mixup on toy data."""
+
+    command: Annotated[Command, tyro.conf.arg(name="")]
+
+    @property
+    def debug(self) -> bool:
+        """Show the traceback of an error."""
+        return self.command.debug
+
+
+_STUDIES: dict[type, tuple[Callable[..., Record], Callable[[Record], Figure]]] = {
+    studies.Bias: (studies.measure_bias, implicit_bias.plot),
+    studies.Descent: (studies.measure_descent, implicit_bias.plot),
+    studies.Soft: (studies.measure_soft, soft_minimiser.plot),
+    studies.Sweep: (studies.measure_sweep, sweep.plot),
+    studies.Relu: (studies.measure_relu, relu_margin.plot),
+    studies.Boundary: (studies.measure_boundary, boundary.plot),
+}
+
+
+def save(folder: Path, record: Record, plot: Callable[[Record], Figure]) -> list[Path]:
+    """Write a record and its figure, each file as a whole.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    name = record["study"]
+    paths = [folder / f"{name}.json"]
+    kept = {"command": command_line("toy"), **record, "environment": environment()}
+    write_json(paths[0], kept)
+    figure = plot(record)
+    for suffix in ("png", "pdf"):
+        paths.append(folder / f"{name}.{suffix}")
+        write_atomically(paths[-1], figure.savefig)
+    return paths
+
+
+def _print_bias(record: Record) -> None:
+    reference = record["max_margin"]
+    worst = max(reference["kkt_residuals"].values())
+    print(f"max margin {reference['margin']:.6g}, largest KKT residual {worst:.1e}")
+    for protocol, rates in record.get("rates", {}).items():
+        print(f"{protocol}:")
+        for rate in rates:
+            numbers = f"{rate['fitted']:+.5f} ± {rate['stderr']:.1g}"
+            print(f"  {rate['name']:<26} {numbers:<22} theory {rate['theory']:+.5f}")
+    for note in record.get("notes", []):
+        print(f"no rates for {note}")
+    if soft := record.get("soft_minimiser"):
+        print(
+            f"mixup-soft stops at a finite minimiser: ‖w‖ = {soft['norm']:.6g}, loss "
+            f"{soft['loss']:.6g}, {soft['angle_degrees']:.3g}° from the max-margin direction"
+        )
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    print("  ".join(f"{name:>14}" for name in columns))
+    for row in rows:
+        cells = (row[name] for name in columns)
+        print("  ".join(f"{c:>14}" if isinstance(c, str) else f"{c:>14.6g}" for c in cells))
+
+
+def summarise(record: Record) -> None:
+    """Print what a study found."""
+    study = record["study"]
+    if study == "bias":
+        _print_bias(record)
+    elif study == "soft":
+        columns = ["norm", "loss", "angle_degrees", "gradient_norm"]
+        _print_rows(record["by_alpha"], ["alpha", *columns])
+        _print_rows(record["by_margin"], ["margin", *columns])
+    elif study == "boundary":
+        columns = ["label", "train_accuracy", "test_accuracy", "test_loss", "confidence", "slope"]
+        _print_rows(record["panels"], columns)
+    else:
+        last = [
+            {k: v[-1] if isinstance(v, list) else v for k, v in row.items()}
+            for row in record["series"]
+        ]
+        hidden = ("last_w", "residual", "log_t", "steps")
+        _print_rows(last, [name for name in last[0] if name not in hidden])
+
+
+def run(flags: Toy) -> int:
+    """Measure, save, draw and print one command; the exit code."""
+    config = flags.command
+    # Layers of 64 units are too small to share: a second thread costs more than it gives.
+    torch.set_num_threads(1)
+    if isinstance(config, Separable):
+        print(studies.separability_line(studies.load(config.data, config.seed)))
+        return 0
+    chosen: list[Common] = (
+        [studies.Bias(out=config.out), studies.Boundary(out=config.out)]
+        if isinstance(config, Talk)
+        else [config]
+    )
+    # An unwritable folder must show before the work, not after.
+    write_atomically(config.out / ".writable", lambda path: path.write_text(""))
+    (config.out / ".writable").unlink()
+    for settings in chosen:
+        measure, plot = _STUDIES[type(settings)]
+        with tqdm(bar_format="{desc} ({elapsed})", disable=None) as bar:
+            record = measure(settings, bar.set_description_str)
+        summarise(record)
+        print(f"Written to {', '.join(map(str, save(settings.out, record, plot)))}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv) or ["talk"]
+    return run_command(Toy, run, prog=PROG, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
