@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from figures import boundary, implicit_bias, relu_margin, soft_minimiser, sweep
 from theory.command import run_command
-from theory.record import command_line, environment, write_atomically, write_json
+from theory.record import check_writable, command_line, environment, write_atomically, write_json
 from toy import studies
 from toy.studies import Common, Record
 
@@ -156,9 +156,7 @@ def run(flags: Toy) -> int:
         if isinstance(config, Talk)
         else [config]
     )
-    # An unwritable folder must show before the work, not after.
-    write_atomically(config.out / ".writable", lambda path: path.write_text(""))
-    (config.out / ".writable").unlink()
+    check_writable(config.out)
     for settings in chosen:
         measure, plot = _STUDIES[type(settings)]
         with tqdm(bar_format="{desc} ({elapsed})", disable=None) as bar:
