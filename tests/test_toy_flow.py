@@ -36,6 +36,18 @@ def test_descent_is_the_flow_up_to_its_first_order_in_the_step(protocol):
     assert order == pytest.approx(1.0, abs=0.05)
 
 
+def test_descent_stays_the_flow_up_to_first_order_after_ten_thousand_units():
+    objective = Objective(load("skewed"))
+    exact = gradient_flow(objective, 4.0, times=2).w[-1]
+    coarse, fine = (
+        np.linalg.norm(
+            descend([objective], Recipe(steps=round(1e4 / h), step=h, records=1)).w[-1, 0] - exact
+        )
+        for h in (0.1, 0.05)
+    )
+    assert np.log2(coarse / fine) == pytest.approx(1.0, abs=0.1)
+
+
 def test_generic_ratio_is_far_from_one_at_1e30_yet_the_residual_is_bounded():
     data = planted(30, 4, 0.25, 4, np.random.default_rng(2))
     path = gradient_flow(Objective(data), 100.0)
