@@ -273,6 +273,8 @@ def test_bad_input_is_one_line_and_exit_2(case, net, tmp_path, capsys):
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
+    assert "──" not in lines[0]
+    assert "---" not in lines[0]
     assert message.format(**known) in lines[0]
     if case != "diverging":  # whose check before training was finished, and is kept
         assert not out.exists() or not list(out.iterdir())

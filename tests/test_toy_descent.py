@@ -130,7 +130,9 @@ def test_bad_recipes_are_refused():
         with pytest.raises(InputError):
             Recipe(**bad)
     limit, suggested = step_limit(objective, Recipe())
-    with pytest.raises(InputError, match=rf"2/L = {limit:.4g}; {suggested:.4g} is a safe choice"):
+    with pytest.raises(
+        InputError, match=rf"2/L = {limit:.4g} of gd; {suggested:.4g} is a safe choice"
+    ):
         descend([objective], Recipe(step=1.1 * limit))
     with pytest.raises(InputError, match="one shape"):
         descend([objective, Objective(load("clouds"))], Recipe())

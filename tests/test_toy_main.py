@@ -76,7 +76,7 @@ def test_separable_names_its_certificate(capsys):
         (["descent", "--protocol", "mixup"], "protocol"),
         (["sweep", "--seeds", "1"], "at least 2 seeds"),
         (["soft", "--margins", "-1"], "not separable"),
-        (["boundary", "--data", "digits"], "boundaries need 2"),
+        (["boundary", "--data", "digits"], "invalid choice 'digits'"),
         (["nothing"], "nothing"),
     ],
 )
@@ -104,3 +104,37 @@ def test_help_names_every_study(capsys):
     text = capsys.readouterr().out
     for study in (*SMALL, "talk", "separable"):
         assert study in text
+
+
+def test_a_suggested_step_is_accepted(tmp_path, capsys):
+    """The tightest algorithm is judged first, before any has run."""
+    flags = ["descent", "--steps", "20", "--out", str(tmp_path)]
+    assert main([*flags, "--step", "1000"]) == 2
+    message = capsys.readouterr().err
+    suggested = message.split("; ")[1].split()[0]
+    assert main([*flags, "--step", suggested]) == 0
+
+
+def test_colinear_points_are_said_to_leave_the_minimiser_undetermined(tmp_path, capsys):
+    path = tmp_path / "colinear.csv"
+    path.write_text("1,1,1\n2,2,1\n-1,-1,-1\n-3,-3,-1\n")
+    flags = ["soft", "--data", str(path), "--alphas", "1", "--margins", "1"]
+    assert main([*flags, "--out", str(tmp_path)]) == 0
+    assert "not unique" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["bias", "--alpha", "1e6", "--no-rates"], "too concentrated for a quadrature rule"),
+        (["soft", "--alphas"], "at least one value"),
+        (["boundary", "--data", "clouds"], "--data"),
+        (["sweep", "--data", "digits"], "--data"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused_in_one_line(flags, message, tmp_path, capsys):
+    assert main([*flags, "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+    assert not list(tmp_path.iterdir())

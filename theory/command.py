@@ -58,10 +58,12 @@ def run_command(
 
 def _one_line(box: str) -> str:
     """The message inside the box that tyro draws around an error."""
-    lines = [line.strip("│╭╮╰╯─ \n") for line in box.splitlines()[1:]]
+    lines = [line.strip("│| \n") for line in box.splitlines()[1:]]
     body: list[str] = []
     for line in lines:
-        if not line and body:
+        blank = not line.strip("╭╮╰╯─-+")  # a rule, or the frame itself
+        if (blank and body) or line.startswith("For full helptext"):
             break
-        body.append(line)
+        if not blank:
+            body.append(line)
     return " ".join(" ".join(body).split()).rstrip(".") or "these flags cannot be read"

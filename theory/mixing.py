@@ -51,13 +51,21 @@ class BetaMixture:
 
         Returns:
             (a, weights), float64 arrays of length nodes × components; the weights sum to one.
+
+        Raises:
+            InputError: If there is no node, or a parameter is so large that no rule can be made.
         """
         if nodes < 1:
             raise InputError(f"a quadrature rule needs at least one node, not {nodes}")
         points, weights = [], []
         for share, p, q in self.components:
             # On t = 2a − 1 the density of λ ~ Beta(p, q) is (1 − t)^(p−1) (1 + t)^(q−1).
-            t, w = roots_jacobi(nodes, p - 1, q - 1)
+            with np.errstate(all="ignore"):  # judged by its result
+                t, w = roots_jacobi(nodes, p - 1, q - 1)
+            if not (np.isfinite(t).all() and np.isfinite(w).all()):
+                raise InputError(
+                    f"Beta({p:g}, {q:g}) is too concentrated for a quadrature rule: lower alpha"
+                )
             points.append((1 + t) / 2)
             weights.append(share * w / w.sum())
         return np.concatenate(points), np.concatenate(weights)

@@ -89,8 +89,8 @@ def save(folder: Path, record: Record, plot: Callable[[Record], Figure]) -> list
     name = record["study"]
     paths = [folder / f"{name}.json"]
     kept = {"command": command_line("toy"), **record, "environment": environment()}
-    write_json(paths[0], kept)
     figure = plot(record)
+    write_json(paths[0], kept)
     for suffix in ("png", "pdf"):
         paths.append(folder / f"{name}.{suffix}")
         write_atomically(paths[-1], figure.savefig)
@@ -131,6 +131,8 @@ def summarise(record: Record) -> None:
         columns = ["norm", "loss", "angle_degrees", "gradient_norm"]
         _print_rows(record["by_alpha"], ["alpha", *columns])
         _print_rows(record["by_margin"], ["margin", *columns])
+        if not all(row["unique"] for row in record["by_alpha"]):
+            print("not unique: the points do not span the space; the shortest minimiser is shown")
     elif study == "boundary":
         columns = ["label", "train_accuracy", "test_accuracy", "test_loss", "confidence", "slope"]
         _print_rows(record["panels"], columns)

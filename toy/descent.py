@@ -99,15 +99,21 @@ def step_limit(objective: Objective, recipe: Recipe) -> tuple[float, float]:
     return 2.0 * (1.0 + beta) / smoothness, (1.0 - beta) / smoothness
 
 
-def _step_sizes(objectives: Sequence[Objective], recipe: Recipe) -> np.ndarray:
+def step_sizes(objectives: Sequence[Objective], recipe: Recipe) -> Float64[np.ndarray, " runs"]:
+    """The step of each run: the recipe's, or the one that is suggested for its objective.
+
+    Raises:
+        InputError: If the recipe's step is past the stability limit.
+    """
     limits = [step_limit(objective, recipe) for objective in objectives]
     if recipe.step is None:
         return np.array([suggested for _, suggested in limits])
     largest, suggested = min(limits)
     if recipe.step > largest:
         raise InputError(
-            f"step size {recipe.step:g} is past the stability limit 2/L = {largest:.4g}; "
-            f"{suggested:.4g} is a safe choice"
+            f"step size {recipe.step:g} is past the stability limit "
+            f"{'2(1 + β)/L' if recipe.algorithm == 'momentum' else '2/L'} = {largest:.4g} of "
+            f"{recipe.algorithm}; {suggested:.4g} is a safe choice"
         )
     return np.full(len(limits), recipe.step)
 
@@ -231,7 +237,7 @@ def descend(
     shapes = {(o.points.shape, o.protocol, o.nodes, o.diagonal) for o in objectives}
     if len(shapes) != 1 or len(seeds) != len(objectives):
         raise InputError("runs of one call need one shape, protocol and rule, and one seed each")
-    sizes = _step_sizes(objectives, recipe)
+    sizes = step_sizes(objectives, recipe)
     update = _updates(recipe, sizes)
     if recipe.sampled or recipe.algorithm == "sgd":
         if not objectives[0].diagonal:

@@ -150,10 +150,14 @@ def lobatto_rule(
     inner weights (of order α) only to 1e-16 absolutely; here they keep their relative accuracy.
 
     Raises:
-        InputError: If α is not positive and finite, or there is no node.
+        InputError: If α is not positive and finite or too large, or there is no node.
     """
     beta_law(alpha)
     a, inner = beta_law(alpha + 1.0).quadrature(nodes)
+    if not np.isfinite(inner).all():
+        raise InputError(
+            f"alpha is {alpha:g}: too large for the quadrature over λ, choose a smaller"
+        )
     inner = inner * alpha / (2.0 * (2.0 * alpha + 1.0)) / (a * (1.0 - a))
     end = (1.0 - inner.sum()) / 2.0
     return np.r_[0.0, 1.0 - a, 1.0], np.r_[end, inner, end]

@@ -16,7 +16,7 @@ import numpy as np
 from theory.errors import InputError
 from toy.boundary import TRAININGS, standardise, train_boundary
 from toy.data import ToyData, load
-from toy.descent import ALGORITHMS, Recipe, descend
+from toy.descent import ALGORITHMS, Recipe, descend, step_limit, step_sizes
 from toy.flow import Trajectory, describe, gaps, gradient_flow
 from toy.homogeneous import train_relu
 from toy.max_margin import MaxMargin, max_margin, separability
@@ -106,8 +106,8 @@ class Soft(Common):
 class Sweep(Common):
     """Many seeds × α at once: how fast the margin gap closes, with standard errors."""
 
-    data: str = "clouds"
-    """A set that the seed draws: clouds, skewed or soudry"""
+    data: Literal["clouds", "skewed", "soudry"] = "clouds"
+    """A set that the seed draws"""
     seeds: int = 64
     """Data sets and draws for each α"""
     alphas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -136,8 +136,8 @@ class Relu(Common):
 class Boundary(Common):
     """Decision boundaries of a small network under ERM, Mixup and MixupE."""
 
-    data: str = "moons"
-    """moons, rings, or another set in the plane that the seed draws"""
+    data: Literal["moons", "rings"] = "moons"
+    """A set whose held-out points another seed can draw"""
     points: int = 100
     """Training points"""
     alpha: float = 1.0
@@ -230,10 +230,16 @@ def measure_descent(settings: Descent, progress: Progress = _silent) -> Record:
     data = settings.load()
     reference = max_margin(data.signed)
     objective = Objective(data, settings.protocol, settings.alpha)
+    recipes = [
+        Recipe(algorithm, settings.steps, settings.step, settings.sampled, settings.batch)
+        for algorithm in ALGORITHMS
+    ]
+    # The tightest limit first, so that the step it suggests will do for all.
+    for recipe in sorted(recipes, key=lambda recipe: step_limit(objective, recipe)[0]):
+        step_sizes([objective], recipe)
     series = []
-    for algorithm in ALGORITHMS:
+    for algorithm, recipe in zip(ALGORITHMS, recipes, strict=True):
         progress(f"{algorithm}, {settings.steps} steps")
-        recipe = Recipe(algorithm, settings.steps, settings.step, settings.sampled, settings.batch)
         paths = descend([objective], recipe, [settings.seed])
         path = describe(objective, reference, np.log(paths.time[:, 0]), paths.w[:, 0])
         series.append({**_series(algorithm, path), "steps": paths.steps.tolist()})
@@ -246,6 +252,8 @@ def measure_soft(settings: Soft, progress: Progress = _silent) -> Record:
     Raises:
         InputError: If the set is not separable or a value is out of its range.
     """
+    if not (settings.alphas and settings.margins):
+        raise InputError("--alphas and --margins need at least one value each")
     data = settings.load()
     reference = max_margin(data.signed)
     by_alpha, by_margin = [], []
