@@ -31,6 +31,8 @@ from theory.self_check import derivative_self_check
 from theory.verdicts import Thresholds, judge
 
 SELF_CHECK_SAMPLES = 4
+# Cost for one example in forward passes, as `python -m benchmarks first_order` finds it, rounded.
+FIRST_ORDER_WORK, GRADIENT_WORK = 2.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def _first_order_part(
         for layer, share in recorded.by_layer.items():
             shares[layer].append(share)
         kinds |= recorded.kinds
-        progress(3.2 * len(x))
+        progress(FIRST_ORDER_WORK * len(x))
     samples = pd.DataFrame({k: torch.cat(v).double().cpu().numpy() for k, v in columns.items()})
     bad = ~np.isfinite(samples.to_numpy()).all(1)
     if bad.any():
@@ -294,7 +296,7 @@ def _alignment_part(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for x, targets in examples.batches(batch_size):
             yield x, targets
-            progress(14 * len(x))
+            progress(GRADIENT_WORK * len(x))
 
     try:
         return gradient_alignment(

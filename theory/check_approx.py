@@ -27,7 +27,7 @@ from deep.models import resolve_model
 from deep.objective import build_objective
 from deep.train import train
 from figures.check_approx import save as save_figures
-from theory.approximation import check_approximation
+from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation
 from theory.command import run_command
 from theory.errors import InputError
 from theory.losses import Head, as_targets
@@ -200,9 +200,8 @@ def _states(
             due = config.check_every * (math.floor(step.epoch / config.check_every + 1e-9) + 1)
 
 
-# Work in forward passes of one example, measured on a PreActResNet-50; it only feeds the time left.
+# A training step's cost for one example in forward passes, roughly; it only feeds the time left.
 _TRAINING_WORK = {"erm": 4.0, "mixup": 4.0, "mixupe": 8.0}
-_FIRST_ORDER_WORK, _GRADIENT_WORK = 3.2, 14.0
 
 
 class _Progress:
@@ -213,7 +212,7 @@ class _Progress:
         settings = PairSettings(config.alpha, config.beta, order=config.order, nodes=config.nodes)
         self._pair_work = settings.rows_per_pair
         self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
-        one = samples * (_FIRST_ORDER_WORK + (_GRADIENT_WORK if config.gradients else 0))
+        one = samples * (FIRST_ORDER_WORK + (GRADIENT_WORK if config.gradients else 0))
         self._fixed += self._checks * one
         pairs = 0 if config.batch_norm == "batch" else config.pair_samples or 12
         self._bar = tqdm(

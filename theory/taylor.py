@@ -44,7 +44,7 @@ def taylor_terms(
         InputError: If the order is negative, an operation of f has no derivative rule, or the
             order exceeds one and f normalises by batch statistics.
     """
-    return _terms(lambda a: f(_along(x, a, direction)), x, direction, order)
+    return _terms(lambda a: f(x + a * direction), x, direction, order)
 
 
 def loss_taylor_terms(
@@ -59,11 +59,7 @@ def loss_taylor_terms(
 
     Arguments, errors and scaling as for `taylor_terms`; the result has one column an example.
     """
-    return _terms(lambda a: loss(f(_along(x, a, direction)), targets, head), x, direction, order)
-
-
-def _along(x: Tensor, a: Tensor, direction: Tensor) -> Tensor:
-    return x + a * direction
+    return _terms(lambda a: loss(f(x + a * direction), targets, head), x, direction, order)
 
 
 def _terms(curve: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, order: int) -> Tensor:
