@@ -4,7 +4,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -193,24 +193,40 @@ def claims_table(reports: Sequence[Report]) -> str:
         f"epoch {report.training['epoch']:.3g}" if report.training else "measured"
         for report in reports
     ]
+    columns = [report.claims for report in reports]
+    return tabulate_claims(titles, columns, "95 % bootstrap interval over the samples")
+
+
+def tabulate_claims(
+    titles: Sequence[str], columns: Sequence[Mapping[str, Claim]], interval: str
+) -> str:
+    """Claims measured in several cases as a table, with the notes of the last case below.
+
+    Args:
+        titles: Of the cases.
+        columns: The claims of each case, by name; the names are those of the last case.
+        interval: What the intervals are.
+    """
     rows = [["name", "claim", "measured as", "holds if", *titles]]
-    for name, claim in reports[-1].claims.items():
+    for name, claim in columns[-1].items():
         bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
-        rows.append(
-            [name, claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
-        )
+        cells = (_cell(claims[name]) for claims in columns)
+        rows.append([name, claim.statement, claim.measure, bound, *cells])
+    notes = [f"{name}: {claim.note}" for name, claim in columns[-1].items() if claim.note]
+    if any(not math.isnan(claim.low) for claims in columns for claim in claims.values()):
+        notes.append(f"[low, high]: {interval}")
+    return "\n".join([align(rows), *notes])
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with aligned columns, a rule below the first."""
     widths = [max(_width(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
         "  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True))
         for row in rows
     ]
     lines.insert(1, "  ".join("─" * w for w in widths))
-    notes = [
-        f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
-    ]  # fmt: skip
-    if any(not math.isnan(c.low) for report in reports for c in report.claims.values()):
-        notes.append("[low, high]: 95 % bootstrap interval over the samples")
-    return "\n".join([*(line.rstrip() for line in lines), *notes])
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _width(text: str) -> int:

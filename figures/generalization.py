@@ -1,0 +1,54 @@
+"""Theorem 2's bound against sample size: its terms beside the measured gap, and both its sides."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from figures.style import COLORS, style
+
+
+def rows(record: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a sample size: n and the means over samples of terms and sides."""
+    return pd.DataFrame([{"n": size["n"], **size["terms"]} for size in record["sizes"]])
+
+
+def plot(record: Mapping[str, Any]) -> Figure:
+    """Terms and gap on the left, log–log; what the bound must cover on the right."""
+    table, settings = rows(record).sort_values("n"), record["settings"]
+    with style():
+        figure = Figure(figsize=(9.6, 4.2))
+        left, right = figure.subplots(1, 2)
+        lines = {
+            "confidence": "B√(log(1/δ)/2n)",
+            "complexity": "2η̂ηL_Aγ𝒳/(√n(1+L_A))",
+            "repaired_complexity": "complexity, repaired",
+            "dropped": "η̂ηR, missing in the bound",
+        }
+        for (name, label), color in zip(lines.items(), COLORS, strict=False):
+            left.loglog(table["n"], table[name].abs(), "o-", ms=4, color=color, label=label)
+        left.errorbar(
+            table["n"], table["gap"].abs(), 1.96 * table["gap_sem"], fmt="s--", ms=4,
+            color=COLORS[4], label="|measured gap| L̃ − L",
+        )  # fmt: skip
+        left.set(xlabel="n", ylabel="nats", title="Terms of the bound and the gap")
+        above = table["left_objective"]
+        curves = {
+            "bound": ("theorem", table["bound"] - above),
+            "repaired_bound": ("repaired", table["repaired_bound"] - table["left_mixup"]),
+        }
+        for (label, values), color in zip(curves.values(), COLORS, strict=False):
+            right.plot(table["n"], values, "o-", ms=4, color=color, label=f"bound, {label}")
+        right.axhline(0, color="0.4", lw=0.8, ls="--", label="below: bound violated")
+        smallest = float(min(abs(values).min() for _, values in curves.values()))
+        right.set_xscale("log")
+        right.set_yscale("symlog", linthresh=max(smallest, 1e-12))
+        right.set(xlabel="n", ylabel="bound − left side   [nats]", title="Does the bound cover?")
+        for ax in (left, right):
+            ax.legend()
+        figure.suptitle(
+            f"Theorem 2, {settings['family']} on {settings['data']}, η = {settings['eta']:g}",
+            x=0.01, ha="left", fontweight="bold",
+        )  # fmt: skip
+    return figure
