@@ -20,30 +20,29 @@ def plot(record: Mapping[str, Any]) -> Figure:
     with style():
         figure = Figure(figsize=(9.6, 4.2))
         left, right = figure.subplots(1, 2)
-        lines = {
-            "confidence": "B√(log(1/δ)/2n)",
-            "complexity": "2η̂ηL_Aγ𝒳/(√n(1+L_A))",
-            "repaired_complexity": "complexity, repaired",
-            "dropped": "η̂ηR, missing in the bound",
+        terms = {
+            "confidence": r"$B\sqrt{\log(1/\delta)/2n}$",
+            "complexity": r"$2\hat\eta\eta L_A\gamma\mathcal{X}/(\sqrt{n}(1+L_A))$",
+            "repaired_complexity": "complexity, repaired bound",
+            "dropped": r"$\hat\eta\eta R$, missing in the bound",
         }
-        for (name, label), color in zip(lines.items(), COLORS, strict=False):
+        for (name, label), color in zip(terms.items(), COLORS, strict=False):
             left.loglog(table["n"], table[name].abs(), "o-", ms=4, color=color, label=label)
         left.errorbar(
             table["n"], table["gap"].abs(), 1.96 * table["gap_sem"], fmt="s--", ms=4,
-            color=COLORS[4], label="|measured gap| L̃ − L",
+            color=COLORS[4], label="measured |gap| of $L_{mix}$",
         )  # fmt: skip
         left.set(xlabel="n", ylabel="nats", title="Terms of the bound and the gap")
-        above = table["left_objective"]
-        curves = {
-            "bound": ("theorem", table["bound"] - above),
-            "repaired_bound": ("repaired", table["repaired_bound"] - table["left_mixup"]),
+        left_side = table["left_objective"]
+        spare = {
+            "Theorem 2": table["bound"] - left_side,
+            "repaired bound": table["repaired_bound"] - table["expected_l_mix"],
         }
-        for (label, values), color in zip(curves.values(), COLORS, strict=False):
-            right.plot(table["n"], values, "o-", ms=4, color=color, label=f"bound, {label}")
-        right.axhline(0, color="0.4", lw=0.8, ls="--", label="below: bound violated")
-        smallest = float(min(abs(values).min() for _, values in curves.values()))
+        for (label, values), color in zip(spare.items(), COLORS, strict=False):
+            right.plot(table["n"], values, "o-", ms=4, color=color, label=label)
+        right.axhline(0, color="0.4", lw=0.8, ls="--", label="below: violated")
         right.set_xscale("log")
-        right.set_yscale("symlog", linthresh=max(smallest, 1e-12))
+        right.set_yscale("symlog", linthresh=max(float(values.abs().min()), 1e-9))
         right.set(xlabel="n", ylabel="bound − left side   [nats]", title="Does the bound cover?")
         for ax in (left, right):
             ax.legend()

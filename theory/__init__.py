@@ -12,6 +12,8 @@
 | J x ≈ f (ReLU): which layer breaks it               | `attribution.LayerShares`                 |
 | penalty |q̂| in place of |q|: parameter gradients    | `alignment.gradient_alignment`            |
 | all of it, for one network                          | `check_approximation`                     |
+| Theorem 2, its constants and its repaired form      | `bounds`, `rademacher`, `glm`             |
+| Theorem 2 held against samples                      | `trials`, `generalization.measure`        |
 
 Importing this package loads nothing heavy; the names below load their modules on first use.
 """

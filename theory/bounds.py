@@ -18,9 +18,9 @@ What a proof by McDiarmid's inequality, symmetrisation and contraction needs, an
   (1 − η̂) L_mix = η̂ηR > 0 for every θ with R > 0 and all large n, whatever the constant B. For a
   negative L_mix, η̂ > 1 and η̂ L_mix < L_mix, with the same end. With η̂ held constant L̃ is
   η̂ (E L_mix + ηE R), and the missing part is again η̂ηR.
-* *B.* McDiarmid gives B = n times the most that one example changes L. An example is in 2n − 1 of the
-  n² pairs, so this is (2 − 1/n) times the range of ℓ, plus ηE[a]γ. Bounded labels are an assumption:
-  for Gaussian and Poisson labels no B exists.
+* *B.* McDiarmid gives B = n times the most that one example changes L. An example is in 2n − 1 of
+  the n² pairs, so this is (2 − 1/n) times the range of ℓ, plus ηE[a]γ. Bounded labels are an
+  assumption: for Gaussian and Poisson labels no B exists.
 * *Contraction.* ℓ = A(u) − yu has the Lipschitz constant sup |A'(u) − y| in u, not ηL_A. FAILS for
   small η: the term would vanish with η although the complexity of L_mix does not depend on it.
 * *|θᵀx| ≤ γ/(1 + L_A).* FAILS: |q̂| = |y − g||u| ≤ γ and |y − g| ≤ 1 + L_A (labels in [−1, 1]) give

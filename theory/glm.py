@@ -211,13 +211,27 @@ class Mixing:
 
 
 def train(
-    population: Population, w: Table, mixing: Mixing, eta: float, box: float
+    population: Population,
+    w: Table,
+    mixing: Mixing,
+    *,
+    eta: float,
+    box: float,
+    start: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, " d"]:
-    """Minimises L_mix + ηR of a sample over the box |θ_j| ≤ `box` by L-BFGS-B, from θ = 0.
+    """Minimises L_mix + ηR of a sample over the box |θ_j| ≤ `box` by L-BFGS-B.
 
     MixupE's total η̂ (L_mix + ηR) has the same direction of descent, as η̂ is held constant in
-    differentiation. |q̂| has kinks and need not be convex, so for large η this may be a local
-    minimiser; the theorem speaks of every θ.
+    differentiation. |q̂| has kinks and need not be convex, so this may be a local minimiser near the
+    start, or a point at which 300 iterations ended; the theorem speaks of every θ.
+
+    Args:
+        population: Family, points and labels.
+        w: Frequencies of the sample.
+        mixing: The law of λ.
+        eta: η.
+        box: Bound of each coordinate.
+        start: First θ; 0 where it is not given.
 
     Returns:
         θ.
@@ -228,14 +242,13 @@ def train(
         total = population.mixup_risk(point, w, mixing)
         if eta:
             total = total + eta * population.penalty(point, w, mixing)
-        total.backward()
-        assert point.grad is not None
-        return total.item(), point.grad.numpy()
+        (slope,) = torch.autograd.grad(total, point)
+        return total.item(), slope.numpy()
 
-    start = np.zeros(population.x.shape[1])
+    first = np.zeros(population.x.shape[1]) if start is None else start.numpy()
     found = optimize.minimize(
-        value_and_slope, start, jac=True, method="L-BFGS-B", bounds=[(-box, box)] * len(start),
-        options={"ftol": 1e-13, "gtol": 1e-9},
+        value_and_slope, first, jac=True, method="L-BFGS-B", bounds=[(-box, box)] * len(first),
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 300},
     )  # fmt: skip
     return torch.from_numpy(found.x)
 
