@@ -26,12 +26,17 @@ def plot(record: Mapping[str, Any]) -> Figure:
             "repaired_complexity": "complexity, repaired bound",
             "dropped": r"$\hat\eta\eta R$, missing in the bound",
         }
+        sizes = table[[*terms, "gap"]].abs()
+        sizes = sizes.where(sizes > 0)  # log axes have no place for zeros
         for (name, label), color in zip(terms.items(), COLORS, strict=False):
-            left.loglog(table["n"], table[name].abs(), "o-", ms=4, color=color, label=label)
+            left.plot(table["n"], sizes[name], "o-", ms=4, color=color, label=label)
         left.errorbar(
-            table["n"], table["gap"].abs(), 1.96 * table["gap_sem"], fmt="s--", ms=4,
+            table["n"], sizes["gap"], 1.96 * table["gap_sem"], fmt="s--", ms=4,
             color=COLORS[4], label="measured |gap| of $L_{mix}$",
         )  # fmt: skip
+        left.set_xscale("log")
+        if sizes.notna().any(axis=None):
+            left.set_yscale("log")
         left.set(xlabel="n", ylabel="nats", title="Terms of the bound and the gap")
         left_side = table["left_objective"]
         spare = {

@@ -1,5 +1,6 @@
 """Theorem 2: the command, the counterexample to the bound, coverage, bad input."""
 
+import io
 import json
 import math
 import subprocess
@@ -171,8 +172,10 @@ def test_digits_are_a_population_of_200(family):
 
 
 def test_without_a_penalty_nothing_is_dropped():
-    """η = 0: η̂ = 1, the theorem's complexity term is zero and its limit holds."""
-    (size,) = measure(replace(SMALL, n=(50,), eta=0.0)).sizes
+    """η = 0: η̂ = 1, the theorem's complexity term is zero, its limit holds, the figure draws."""
+    study = measure(replace(SMALL, n=(50,), eta=0.0))
+    plot(study.record()).savefig(io.BytesIO())
+    (size,) = study.sizes
     assert size.terms["eta_hat"] == 1
     assert size.claims["limit"].verdict == "HOLDS"
     assert size.claims["contraction"].value == size.claims["complexity"].value == math.inf

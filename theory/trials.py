@@ -291,7 +291,7 @@ def _limit_claim(runs: Runs, theorem: Terms) -> Claim:
     size = float(np.abs(left).mean())
     return Claim(
         "limit", "E_S L ≤ bound as n → ∞", "(bound − L̃) / |L̃|",
-        -shortfall / size if size else math.nan, ">=", 0.0, note=note,
+        0.0 - shortfall / size if size else math.nan, ">=", 0.0, note=note,
     )  # fmt: skip
 
 
