@@ -210,7 +210,9 @@ def test_batch_statistics_are_differentiated_once_and_refused_twice():
                 lambda: taylor_terms(f, problem.x, v, 2, engine),
                 lambda: loss_taylor_terms(f, problem.x, problem.targets, v, 2, engine=engine),
             ):
-                with pytest.raises(InputError, match=f"batch statistics are refused.*{reason}") as e:
+                with pytest.raises(
+                    InputError, match=f"batch statistics are refused.*{reason}"
+                ) as e:
                     refused()
                 assert "\n" not in str(e.value)
 

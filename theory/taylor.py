@@ -25,8 +25,7 @@ from torch import Tensor
 from theory.errors import InputError
 from theory.losses import Head, loss
 from theory.network import Function, SafeNesting, derivative_rules
-from theory.series import Series, SeriesMode
-from theory.series_rules import RULES
+from theory.series import RULES, Series, SeriesMode
 
 Engine = Literal["series", "nested"]
 NESTED_MOST = 4
