@@ -31,11 +31,11 @@ def _matrix(name: str, rows: int = 2, columns: int = 2) -> sp.Matrix:
     return sp.Matrix(rows, columns, lambda i, j: sp.Symbol(f"{name}_{{{i + 1}{j + 1}}}", real=True))
 
 
-def _curve(name: str, a: sp.Symbol, size: int = 2) -> sp.Matrix:
+def _curve(name: str, a: sp.Expr, size: int = 2) -> sp.Matrix:
     return sp.Matrix([sp.Function(f"{name}_{c + 1}", real=True)(a) for c in range(size)])
 
 
-def _partition(f: sp.Matrix, head: Head) -> sp.Expr:
+def _partition(f: sp.Matrix, head: str) -> sp.Expr:
     """h(f) as it is defined."""
     if head not in HEADS:
         raise InputError(f"unknown head {head!r}: use one of {', '.join(HEADS)}")
@@ -44,13 +44,13 @@ def _partition(f: sp.Matrix, head: Head) -> sp.Expr:
     return sum(sp.log(1 + sp.exp(z)) for z in f)
 
 
-def _probabilities(f: sp.Matrix, head: Head) -> sp.Matrix:
+def _probabilities(f: sp.Matrix, head: str) -> sp.Matrix:
     """g by its formula, not as a derivative of h."""
     total = sum(sp.exp(z) for z in f)
     return f.applyfunc(lambda z: sp.exp(z) / (total if head == "softmax" else 1 + sp.exp(z)))
 
 
-def _curvature(g: sp.Matrix, head: Head) -> sp.Matrix:
+def _curvature(g: sp.Matrix, head: str) -> sp.Matrix:
     """H by its formula in g."""
     return sp.diag(*g) - (g * g.T if head == "softmax" else sp.diag(*(p * p for p in g)))
 
@@ -191,11 +191,11 @@ def hessian(head: Head = "softmax") -> Identity:
     """
     f = _vector("f", 3)
     formula = {"softmax": r"\mathrm{diag}(g)-gg^\top", "sigmoid": r"\mathrm{diag}(g(1-g))"}
-    left = sp.hessian(_partition(f, head), list(f))
+    h = _partition(f, head)
     return Identity(
         f"curvature of the loss ({head})",
         rf"H=\nabla^2h={formula[head]}",
-        left,
+        sp.Matrix(3, 3, lambda i, j: sp.Derivative(h, f[i], f[j])),
         _curvature(_probabilities(f, head), head),
     )
 
@@ -271,16 +271,19 @@ def expansion_terms(
         curve = _partition(logits(order + 1), head) - y.dot(logits(order + 1))
         return _coefficients(curve, _A, terms)
     direction, t = _vector("delta"), sp.Symbol("t", real=True)
-    h = sum(_coefficients(_partition(F[:, 0] + t * direction, head), t, order))
+    h = sum(_coefficients(_partition(F[:, 0] + t * direction, head), t, order).doit())
     change = logits(order) - F[:, 0]
     curve = h.subs(dict(zip(direction, change, strict=True))) - y.dot(logits(order))
     return _coefficients(curve, _A, terms)
 
 
 def _coefficients(curve: sp.Expr, variable: sp.Symbol, order: int) -> sp.Matrix:
-    """Taylor coefficients at zero, by differentiation."""
+    """Taylor coefficients at zero, as derivatives still to be taken."""
     return sp.Matrix(
-        [curve.diff(variable, k).subs(variable, 0) / math.factorial(k) for k in range(order + 1)]
+        [
+            sp.Subs(sp.Derivative(curve, (variable, k)), variable, 0) / math.factorial(k)
+            for k in range(order + 1)
+        ]
     )
 
 
@@ -295,7 +298,7 @@ def q_gap(head: Head = "softmax") -> Identity:
     f, y, J, x, mean = _vector("f"), _vector("y"), _matrix("J"), _vector("x"), _vector("m")
     g = _probabilities(f, head)
     tangent = f + _A * J * (mean - x)
-    q = (_partition(tangent, head) - y.dot(tangent)).diff(_A).subs(_A, 0)
+    q = _coefficients(_partition(tangent, head) - y.dot(tangent), _A, 1)[1]
     return Identity(
         f"q against q̂ ({head})",
         r"q-\hat q=(g-y)^\top J\bar x'+(g-y)^\top(f-Jx)",
@@ -401,13 +404,13 @@ def eta_hat(part: Literal["value", "gradient", "undetached"]) -> Identity:
         "gradient": (
             r"\nabla[\hat\eta\,(L+\eta R)]=\hat\eta\,(\nabla L+\eta\nabla R)"
             r"\quad\text{with }\hat\eta\text{ held constant}",
-            total.diff(theta).subs(fixed, theta),
+            sp.Subs(sp.Derivative(total, theta), fixed, theta),
             factor(theta) * (L(theta).diff(theta) + eta * R(theta).diff(theta)),
         ),
         "undetached": (
             r"\nabla[\hat\eta\,(L+\eta R)]=\mathrm{sign}(L)\,\mathrm{sign}(L+\eta R)\,\nabla L"
             r"\quad\text{with }\hat\eta\text{ differentiated}",
-            (factor(theta) * whole(theta)).diff(theta),
+            sp.Derivative(total.subs(fixed, theta), theta),
             sp.sign(L(theta)) * sign * L(theta).diff(theta),
         ),
     }
