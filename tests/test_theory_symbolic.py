@@ -46,6 +46,7 @@ def somewhere(identity: Identity) -> dict:
 def test_identity_is_proved_by_algebra(identity):
     """Its sides are different expressions, and their difference simplifies to zero."""
     assert not is_zero(sp.Matrix([identity.left - identity.right]))
+    assert identity.holds()
     assert is_zero(identity.residual())
 
 
@@ -182,7 +183,7 @@ def test_wrong_variant_is_not_proved(name):
     """Neither by algebra nor in numbers: its sides differ at a random point."""
     identity, wrong = WRONG[name]
     identity = dataclasses.replace(identity, right=wrong)
-    assert not is_zero(identity.residual())
+    assert not identity.holds()
     left, right = identity.at(somewhere(identity))
     assert np.abs(left - right).max() > 1e-3
 
@@ -204,6 +205,7 @@ def test_the_expansions_differ_one_order_beyond(head, order):
     residual = terms.residual()
     assert is_zero(residual[:-1])
     assert not is_zero(residual[-1])
+    assert not terms.holds()
     left, right = terms.at(somewhere(terms))
     assert abs(left - right)[-1] > 1e-3
 
@@ -323,15 +325,16 @@ def test_loss_of_a_mixed_label_and_its_curvature(head):
         np.testing.assert_allclose(side, loss_hessian(f, head)[0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("engine", ["series", "nested"])
 @every_head
-def test_terms_of_the_expansion_are_those_of_nested_jvp(head):
+def test_terms_of_the_expansion_are_those_of_taylor(head, engine):
     """First and second derivative, and both expansions' coefficients to order three."""
     net, (x, y) = make_net(nn.Tanh), make_data(head, 1)
     v = torch.tensor([[0.8, -0.5]], dtype=torch.float64)
-    truth = loss_taylor_terms(net, x, y, v, 4, head)[:, 0]
+    truth = loss_taylor_terms(net, x, y, v, 4, head, engine)[:, 0]
     a = sp.Symbol("t")
     f = written_out(net, sp.Matrix(x[0].numpy()) + a * sp.Matrix(v[0].numpy()))
-    values = numbers(y=y[0], F=taylor_terms(net, x, v, 4)[:, 0].T)
+    values = numbers(y=y[0], F=taylor_terms(net, x, v, 4, engine)[:, 0].T)
     curve = {"a": 0.0, "f_1": sp.Lambda(a, f[0]), "f_2": sp.Lambda(a, f[1])}
     for side in symbolic.first_order_term(head).at(values | curve):
         assert side == pytest.approx(float(truth[1]), rel=1e-11)

@@ -42,6 +42,10 @@ class Identity:
             return difference.applyfunc(_simplified)
         return _simplified(difference)
 
+    def holds(self) -> bool:
+        """Whether the residual is zero, in every entry."""
+        return bool(sp.Matrix([self.residual()]).is_zero_matrix)
+
     def latex(self) -> str:
         """Both sides, as they are, joined by an equals sign."""
         return f"{sp.latex(self.left)} = {sp.latex(self.right)}"
