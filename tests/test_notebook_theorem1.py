@@ -54,6 +54,16 @@ def test_remainders_fall_with_slope_k_plus_one(shown):
         assert float(slope) == pytest.approx(float(theory), abs=0.1)
 
 
+def test_the_expansion_comes_near_r_and_departs(shown):
+    rows = re.findall(
+        rf"{NUMBER} at K = 1,   least {NUMBER} at K = \d+,   {NUMBER} at K", shown.text
+    )
+    assert len(rows) == 3
+    for first, least, last in rows:
+        assert float(least) < 0.5 * float(first)
+        assert float(last) > 1
+
+
 def test_the_radius_of_convergence_is_below_one_and_most_mass_inside(shown):
     median, *_ = numbers_after(shown.text, "radius by the root test over pairs: median")
     assert median < 1

@@ -57,6 +57,12 @@ def test_identity_holds_in_numbers(identity):
     np.testing.assert_allclose(left, right, rtol=1e-12, atol=1e-13)
 
 
+def test_latex_shows_both_sides():
+    left, right = symbolic.mean_share().latex().split(" = ")
+    assert r"\operatorname{B}" in left
+    assert r"2 \alpha \beta" in right
+
+
 def test_every_function_that_makes_an_identity_is_among_them():
     makers = {
         name

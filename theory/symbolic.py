@@ -261,7 +261,19 @@ def nested_expansion(order: int, head: Head = "softmax") -> Identity:
 def expansion_terms(
     kind: Literal["composite", "nested"], order: int, terms: int, head: Head = "softmax"
 ) -> sp.Matrix:
-    """Coefficients of a^0 … a^terms in one expansion of order K, in the symbols F_{ck} and y_c."""
+    """Coefficients of a^0 … a^terms in one expansion of order K, as derivatives still to be taken.
+
+    They are expressions in y_c and F_{ck}, the coefficient of a^{k−1} in logit c.
+
+    Args:
+        kind: "composite" expands φ, "nested" the logits and then h.
+        order: K.
+        terms: Highest coefficient.
+        head: Which h.
+
+    Raises:
+        InputError: If the head is unknown.
+    """
     F, y = _matrix("F", 2, order + 2), _vector("y")  # column k is the coefficient of a^k
 
     def logits(top: int) -> sp.Matrix:
