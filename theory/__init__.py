@@ -11,6 +11,7 @@
 | equation (1), q̂ = (y − g)ᵀ f, and its two errors    | `first_order.q_hat`, `.FirstOrder`        |
 | J x ≈ f (ReLU): which layer breaks it               | `attribution.LayerShares`                 |
 | penalty |q̂| in place of |q|: parameter gradients    | `alignment.gradient_alignment`            |
+| the proofs: every step as an identity in symbols    | `symbolic`                                |
 | all of it, for one network                          | `check_approximation`                     |
 
 Importing this package loads nothing heavy; the names below load their modules on first use.
