@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theory.errors import InputError
-from theory.losses import Head, loss
+from theory.losses import Head, log_partition, loss
 from theory.network import Function, SafeNesting, derivative_rules
 from theory.series import RULES, Series, SeriesMode
 
@@ -74,6 +74,27 @@ def loss_taylor_terms(
     return _terms(f, lambda logits: loss(logits, targets, head), x, direction, order, engine)
 
 
+def loss_terms(
+    logit_terms: Float[Tensor, "some batch classes"],
+    targets: Float[Tensor, "batch classes"] | None,
+    order: int,
+    head: Head = "softmax",
+) -> Float[Tensor, "terms batch"]:
+    """Coefficients of ℓ(f(a), y) = h(f(a)) − yᵀf(a), or of h alone, from those of the logits f(a).
+
+    Args:
+        logit_terms: Coefficients of f(a); those that are not given are zero.
+        targets: y, or None for h alone.
+        order: Highest order of the result.
+        head: Which loss.
+    """
+
+    def measure(logits: Tensor) -> Tensor:
+        return log_partition(logits, head) if targets is None else loss(logits, targets, head)
+
+    return _through(measure, logit_terms, order)
+
+
 def _terms(
     f: Function,
     measure: Callable[[Tensor], Tensor],
@@ -94,7 +115,7 @@ def _terms(
     if engine == "nested":
         terms = _nested(lambda a: measure(f(x + a * direction)), x, order)
     else:
-        terms = _series(f, measure, x, direction, order)
+        terms = _through(lambda a: measure(f(a)), torch.stack([x, direction]), order)
     bad = [k for k in range(1, order + 1) if not bool(torch.isfinite(terms[k]).all())]
     if bad and bool(torch.isfinite(terms[0]).all()):
         raise InputError(
@@ -105,12 +126,10 @@ def _terms(
     return terms
 
 
-def _series(
-    f: Function, measure: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, order: int
-) -> Tensor:
-    start = torch.stack([x, direction]) if order else x[None]
+def _through(function: Function, terms: Tensor, order: int) -> Tensor:
+    """The coefficients of function(Σ terms_k a^k), zeros included."""
     with torch.no_grad(), SeriesMode(order + 1, RULES):
-        result = measure(f(Series(start.detach())))
+        result = function(Series(terms[: order + 1].detach()))
     # A result that is no series does not depend on the input on this piece.
     known = result.stack if isinstance(result, Series) else result.detach()[None]
     missing = known.new_zeros(order + 1 - len(known), *known.shape[1:])
