@@ -16,13 +16,14 @@ affine. What is left, R minus that, is due to the bending of f; for a network of
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from theory.convergence import FEWEST_ORDERS, Radius, convergence_radius
 from theory.errors import InputError
 from theory.first_order import first_order
 from theory.losses import Head, log_partition, loss
@@ -45,12 +46,15 @@ class Expansion:
         tangent: The tangent's share of each example.
         affine_pieces: Whether every Taylor term of f above the first is exactly zero, as for a
             network of affine pieces.
+        radius: Estimates of φ's radius of convergence for each (example, partner), of shape (n, n);
+            None below order 4.
     """
 
     composite: Float[Tensor, "order n"]
     nested: Float[Tensor, "order n"]
     tangent: Float[Tensor, " n"]
     affine_pieces: bool
+    radius: Radius | None
 
 
 def expand_regularizer(
@@ -88,18 +92,32 @@ def expand_regularizer(
     law = relabelled_law(alpha, beta)
     moments = torch.tensor([law.moment(k) for k in range(1, order + 1)], dtype=torch.float64)
     sums = x.new_zeros(2 * order + 1, len(x), dtype=torch.float64)
-    affine = True
+    affine, radii = True, []
     for i, j in all_pairs(len(x), rows, x.device):
         terms = taylor_terms(f, x[i], x[j] - x[i], order, engine).double()
         affine &= not bool(terms[2:].any())
         y = targets[i].double()
-        composite = loss_terms(terms, y, order, head)[1:] * moments.to(x.device)[:, None]
+        phi = loss_terms(terms, y, order, head)
+        if order >= FEWEST_ORDERS:
+            radii.append(convergence_radius(phi.cpu().numpy()))
+        composite = phi[1:] * moments.to(x.device)[:, None]
         nested = _nested(terms, y, law, head)
         tangent = _tangent(terms, y, law, head)
         sums.index_add_(1, i, torch.cat([composite.cumsum(0), nested, tangent[None]]))
         on_pairs(len(i))
     means = sums / len(x)
-    return Expansion(means[:order], means[order:-1], means[-1], affine)
+    return Expansion(means[:order], means[order:-1], means[-1], affine, _gathered(radii, len(x)))
+
+
+def _gathered(radii: list[Radius], n: int) -> Radius | None:
+    if not radii:
+        return None
+    return Radius(
+        *(
+            np.concatenate([getattr(radius, field.name) for radius in radii]).reshape(n, n)
+            for field in fields(Radius)
+        )
+    )
 
 
 def taylor_regularizer(
