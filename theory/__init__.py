@@ -6,6 +6,7 @@
 | λ ~ Beta(α, β) and 𝒟_λ (Theorem 1), E[a_λ^k]        | `mixing.beta_law`, `mixing.relabelled_law` |
 | Theorem 1, L_mix = L_std + R                        | `regularizer.mixup_risk`, `.regularizer`  |
 | Theorem 1, the expansion cut off at order K         | `regularizer.taylor_regularizer`          |
+| its second-order term over all x' at once           | `second_order`                            |
 | Taylor terms of f and of the loss along x' − x      | `taylor`                                  |
 | q = (g − y)ᵀ J (E[x'] − x) of the first-order term  | `first_order.first_order`                 |
 | equation (1), q̂ = (y − g)ᵀ f, and its two errors    | `first_order.q_hat`, `.FirstOrder`        |
