@@ -48,6 +48,64 @@ def test_linear_model_gives_the_closed_form_of_every_column():
     assert layers.loc["(unattributed)", "mean_abs"] < 1e-14
 
 
+def test_corrections_of_a_linear_model_have_closed_forms():
+    """The last layer's bias is the whole homogeneity gap there, and the quotient is the loss's."""
+    torch.manual_seed(1)
+    model = nn.Linear(4, 3).double()
+    x, y = data(dtype=torch.float64)
+    report = check_approximation(model, [(x, y)], pair_samples=2, gradients=False)
+    table = report.corrections.set_index("approximation")
+    s = report.samples
+    g = model(x).softmax(1).detach()
+    bias = ((g - F.one_hot(y, 3)) @ model.bias.detach()).numpy()
+    start = F.cross_entropy(model(x), y, reduction="none")
+    moved = F.cross_entropy(model(x + 0.01 * (x.mean(0) - x)), y, reduction="none")
+    truth = {
+        "q̂": s["q_hat"],
+        "q̂ + last layer's bias": s["q_hat"] + bias,
+        "difference quotient": ((moved - start) / 0.01).detach().numpy(),
+        "q̂ + normalisation gap": s["q"] - bias,
+        "q̂ + shares of all layers": s["q_hat"] + bias,
+        "exact q": s["q"],
+    }
+    assert list(table.index) == list(truth)
+    for name, values in truth.items():
+        error = np.linalg.norm(s["q"] - values) / np.linalg.norm(s["q"])
+        assert table["relative_error"][name] == pytest.approx(error, rel=1e-9, abs=1e-12)
+        assert table["pearson"][name] == pytest.approx(np.corrcoef(s["q"], values)[0, 1])
+        slope = np.polyfit(values, s["q"], 1)[0]
+        assert table["slope"][name] == pytest.approx(slope, rel=1e-8)
+    assert (table["forwards"] < table["penalty_forwards"]).all()
+
+
+def test_on_centred_data_the_shares_of_all_layers_mend_q_hat_and_the_last_one_does_not():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)).double()
+    x, y = data(dtype=torch.float64)
+    report = check_approximation(
+        model, [(x - x.mean(0), y)], pair_samples=2, batch_size=5, gradients=False
+    )
+    error = report.corrections.set_index("approximation")["relative_error"]
+    assert error["q̂ + shares of all layers"] < 1e-12
+    assert error["q̂ + last layer's bias"] > 0.01
+    assert error["q̂ + normalisation gap"] == pytest.approx(error["q̂"], rel=1e-9)
+
+
+def test_a_correction_that_cannot_be_had_has_no_row():
+    """No last bias; no shares by example in batch mode, where the last layer still has its own."""
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3, bias=False))
+    options = {"pair_samples": 2, "gradients": False}
+    names = check_approximation(bare, [data()], **options).corrections["approximation"]
+    assert "q̂ + last layer's bias" not in set(names)
+    assert "q̂ + shares of all layers" in set(names)
+    normed = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    report = check_approximation(normed, [data()], batch_norm="batch", **options)
+    names = report.corrections["approximation"]
+    assert "q̂ + shares of all layers" not in set(names)
+    assert "q̂ + last layer's bias" in set(names)
+
+
 def test_theorem_1_holds_to_rounding_on_a_smooth_net():
     report = check_approximation(
         small().double(), [data(dtype=torch.float64)], pair_samples=6, nodes=24, alpha=0.2, beta=1.5

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from theory import InputError, check_approximation, read_reports
 from theory.record import environment, write_atomically
-from theory.report import SCHEMA_VERSION, Claim, claims_table
+from theory.report import SCHEMA_VERSION, Claim, claims_table, corrections_table
 from theory.verdicts import CONDITION_NAMES, broken_conditions, parse_condition
 
 
@@ -43,7 +44,7 @@ def test_verdict_is_the_comparison(value, comparison, verdict):
 def test_json_round_trip_keeps_every_number(report, tmp_path):
     report.to_json(tmp_path / "r.json")
     (back,) = read_reports(tmp_path / "r.json")
-    for frame in ("samples", "agreement", "attribution", "alignment"):
+    for frame in ("samples", "agreement", "attribution", "corrections", "alignment"):
         pd.testing.assert_frame_equal(
             getattr(back, frame), getattr(report, frame), check_names=False
         )
@@ -51,6 +52,36 @@ def test_json_round_trip_keeps_every_number(report, tmp_path):
     assert back.regularizer == report.regularizer
     assert back.settings == json.loads(json.dumps(report.settings))
     assert back.environment == report.environment
+
+
+def test_records_from_before_corrections_can_be_read(report, tmp_path):
+    report.to_json(tmp_path / "r.json")
+    content = json.loads((tmp_path / "r.json").read_text())
+    del content["checks"][0]["corrections"]
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    (back,) = read_reports(tmp_path / "r.json")
+    assert back.corrections.empty
+    assert str(back) == str(report)
+
+
+def test_an_unbounded_interval_survives_the_round_trip(report, tmp_path):
+    claims = {"c": Claim("c", "s", "m", 1.0, "<=", 0.5, low=0.2, high=math.inf)}
+    replace(report, claims=claims).to_json(tmp_path / "r.json")
+    assert read_reports(tmp_path / "r.json")[0].claims == claims
+
+
+def test_corrections_are_shown_with_their_costs_and_errors(report):
+    """One row each, in columns, the first and the last known by heart."""
+    lines = corrections_table([report, report]).splitlines()
+    assert len(lines) == 2 + len(report.corrections)
+    first, last = (line.split() for line in (lines[2], lines[-1]))
+    error = report.claims["q_hat"].value
+    assert first[1:] == [
+        "1.0",
+        "3.2",
+        *[f"{error:.3g}", f"{report.agreement['value']['pearson']:+.2f}"] * 2,
+    ]
+    assert last[-4:] == ["0", "+1.00", "0", "+1.00"]
 
 
 def test_json_is_standard_and_says_its_version_and_verdicts(report, tmp_path):

@@ -35,7 +35,7 @@ from theory.mixing import beta_law
 from theory.network import BatchNormMode, evaluating
 from theory.record import check_writable, command_line, write_atomically
 from theory.regularizer import PairSettings
-from theory.report import Report, claims_table, write_reports
+from theory.report import Report, claims_table, corrections_table, write_reports
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
 
 PROG = "python -m theory.check_approx"
@@ -352,6 +352,8 @@ def run(config: Config) -> int:
     figures = save_figures(folder, reports)
     shown = reports if len(reports) == 1 else [reports[0], reports[-1]]
     print(f"\n{claims_table(shown)}\n")
+    print("What would mend q̂, ‖q − approximation‖ / ‖q‖ and costs in forward passes:\n")
+    print(f"{corrections_table(shown)}\n")
     print(f"Written to {folder}: report.json, samples.csv, {', '.join(p.name for p in figures)}")
     broken = broken_conditions(reports[-1], config.fail_on)
     for line in broken:
