@@ -265,7 +265,7 @@ def test_progress_reports_work_and_pairs_obey_the_time():
         small(), [data()], pair_seconds=1e-9, on_progress=done.append, gradients=False
     )
     assert sum(done) > 0
-    assert report.regularizer["samples"] == 4
+    assert report.regularizer["samples"] == 3
     assert report.claims["gradient"].note == "not asked for"
     many = check_approximation(small(), [data()], pair_seconds=5, gradients=False)
     assert many.regularizer["samples"] == 12

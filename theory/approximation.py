@@ -31,6 +31,7 @@ from theory.corrections import (
     difference_quotient,
 )
 from theory.errors import InputError
+from theory.expectation import Sampling, sampled_regularizer
 from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
@@ -79,6 +80,7 @@ def check_approximation(
     nodes: int = 8,
     pair_samples: int | None = None,
     pair_seconds: float = 30.0,
+    tolerance: float | None = None,
     thresholds: Thresholds | None = None,
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
@@ -106,9 +108,12 @@ def check_approximation(
         nodes: Quadrature nodes for the expectation over λ; the error that they leave is measured.
         pair_samples: Number of examples whose pairs are all taken for the exact R, at most the
             number in `data`. Where it is not given, as many as `pair_seconds` allow.
-        pair_seconds: About how long that part may take; the network's speed is measured first.
+        pair_seconds: About how long that part and an estimate of R over all of `data` may take
+            together; the network's speed is measured first. Both cost the same.
+        tolerance: Go on with the estimate of R until its 95 % interval's half-width is below this
+            part of it, however long that takes.
         thresholds: What the claims are held against.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and of the estimate's draws.
         on_progress: Called now and then with the work done since the last call, in forward passes
             of one example.
 
@@ -133,6 +138,7 @@ def check_approximation(
             raise InputError(f"{name} is {number}: it must be at least 1")
     if not 0 < pair_seconds < math.inf:
         raise InputError(f"pair_seconds is {pair_seconds}: it must be positive and finite")
+    Sampling(tolerance=tolerance)  # refuses a bad one
     if order > 1 and batch_norm == "batch":
         raise InputError(
             "order above 1 with batch_norm='batch' is refused: PyTorch's nested jvp returns wrong "
@@ -155,8 +161,14 @@ def check_approximation(
         if batch_norm == "eval":
             plan = PairSettings(alpha, beta, head, order, nodes, batch_size)
             n = pair_samples or plan.affordable(f, examples.x, examples.targets, pair_seconds)
-            x, targets = examples.spread(min(n, len(examples.x)))
-            pairs = measure_theorem_1(f, x, targets, plan, progress)
+            n = min(n, len(examples.x))
+            pairs = measure_theorem_1(f, *examples.spread(n), plan, progress)
+            sampled = sampled_regularizer(
+                f, examples.x, examples.targets, Sampling(plan.draws(n), tolerance),
+                alpha=alpha, beta=beta, head=head, generator=torch.Generator().manual_seed(seed),
+                rows=plan.rows(examples.x), on_progress=progress,
+            )  # fmt: skip
+            pairs["sampled"] = {"tolerance": tolerance, **asdict(sampled)}
     self_check, self_check_note = _self_check_part(model, examples, head, order, batch_norm)
 
     q, q_hat = samples["q"].to_numpy(), samples["q_hat"].to_numpy()
@@ -175,6 +187,7 @@ def check_approximation(
         "dtype": str(examples.x.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "nodes": nodes,
+        "tolerance": tolerance,
         "samples": len(examples.x),
         "seed": seed,
         "thresholds": asdict(thresholds),

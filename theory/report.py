@@ -79,7 +79,9 @@ class Report:
         alignment: As from `theory.alignment.gradient_alignment`; empty if it was not asked for.
         regularizer: Exact and truncated regulariser on all pairs of a part of the examples, as from
             `theory.regularizer.measure_theorem_1`; `r_by_order[K − 1]` is R_K, the expansion up to
-            and with order K. Empty where it is not defined (batch statistics).
+            and with order K. Under `sampled` the estimate of R over all examples, as from
+            `theory.expectation.sampled_regularizer`. Empty where it is not defined (batch
+            statistics).
         self_check: Errors of the derivatives against central differences.
         settings: What the check was asked to do.
         training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.
