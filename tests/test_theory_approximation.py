@@ -1,5 +1,6 @@
 """`check_approximation` as a library: whole reports against closed forms, and its bad input."""
 
+import functools
 import math
 
 import jaxtyping
@@ -10,6 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from theory import InputError, Thresholds, check_approximation
+from theory.expectation import Sampling
+from theory.network import evaluating
+from theory.regularizer import regularizer, taylor_regularizer
 
 
 def data(n=12, shape=(4,), classes=3, seed=0, dtype=torch.float32):
@@ -220,6 +224,34 @@ def test_recurrent_networks_work_to_second_order_and_close(kind):
     assert report.attribution.set_index("layer").loc["(unattributed)", "mean_abs"] < 1e-14
 
 
+def test_first_order_claim_is_about_all_samples_and_its_interval_holds_the_exact_value():
+    """R over all 12 samples by quadrature, where the identity is checked on 3 of them."""
+    model = small().double()
+    with torch.no_grad():
+        model[2].weight *= 5
+    x, _ = data(dtype=torch.float64)
+    y = model(x).argmax(1)  # so that the loss rises along segments and R is no small difference
+    report = check_approximation(model, [(x, y)], pair_samples=3, gradients=False, tolerance=0.05)
+    with evaluating(model) as f:
+        targets = F.one_hot(y, 3).double()
+        r = float(regularizer(f, x, targets, alpha=1.0, nodes=40).mean())
+        r_1 = float(taylor_regularizer(f, x, targets, order=1, alpha=1.0).mean())
+    claim, sampled = report.claims["first_order"], report.regularizer["sampled"]
+    assert sampled["first_order"] == pytest.approx(r_1, rel=1e-10)
+    assert sampled["met"]
+    assert (sampled["high"] - sampled["low"]) / 2 <= 0.05 * abs(sampled["mean"])
+    assert claim.low <= abs(r - r_1) / abs(r) <= claim.high  # 19 times of 20; the seed is fixed
+    assert claim.value == pytest.approx(abs(1 - r_1 / sampled["mean"]))
+    assert "over 12 samples" in claim.note
+    assert report.regularizer["samples"] == 3
+
+
+def test_a_tolerance_out_of_reach_is_said(monkeypatch):
+    monkeypatch.setattr("theory.approximation.Sampling", functools.partial(Sampling, most=200))
+    report = check_approximation(small(), [data()], pair_samples=2, tolerance=1e-6)
+    assert "the tolerance of 1e-06 was not reached" in report.claims["first_order"].note
+
+
 def test_second_order_tells_more_of_r_than_the_first_on_a_nearly_linear_net():
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
@@ -373,6 +405,7 @@ BAD = {
     "a scalar": (Column, [(X, Y)], {}, "one row of logits"),
     "one softmax logit": (lambda: nn.Linear(4, 1), [(X, Y)], {}, "sigmoid head"),
     "pair samples": (small, [(X, Y)], {"pair_samples": 0}, "pair_samples is 0"),
+    "tolerance": (small, [(X, Y)], {"tolerance": -0.1}, "tolerance is -0.1"),
     "pair seconds": (small, [(X, Y)], {"pair_seconds": -1.0}, "pair_seconds is -1"),
     "text dtype": (small, [(X, Y)], {"dtype": "float64"}, "pass torch.float32"),
     "a function": (lambda: lambda x: x[:, :3], [(X, Y)], {}, "pass a torch.nn.Module"),

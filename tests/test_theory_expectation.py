@@ -20,7 +20,7 @@ from theory.network import evaluating
 from theory.regularizer import regularizer, standard_risk, taylor_regularizer
 
 LAW = {"alpha": 0.4, "beta": 1.5}
-REPEATS = 300
+REPEATS = 200
 FALSE_ALARM = 1e-5  # of each test, two-sided
 Z = stats.norm.isf(FALSE_ALARM / 2)
 
@@ -81,7 +81,7 @@ every_kind = pytest.mark.parametrize("sampling", KINDS, ids=lambda s: f"{s.contr
 
 
 @every_kind
-@pytest.mark.parametrize("name", ["tanh-mlp", "relu-mlp", "multi-label"])
+@pytest.mark.parametrize("name", ["relu-mlp", "multi-label"])
 def test_estimates_are_unbiased_and_their_standard_errors_right(name, sampling):
     """z within 4.4 (false alarm 1e-5); repeats scatter by the sem that they state, to a fifth."""
     problem = make_problem(case_named(name), n=10, seed=4)
@@ -116,7 +116,7 @@ def test_the_z_test_sees_a_law_that_is_not_relabelled(monkeypatch):
 
 
 BIASED = {
-    "means of another data set": lambda means: 1.5 * means,
+    "means that are too large": lambda means: means + means.abs().mean(),
     # Which sum to the same, but not over the half of the strata that shares a θ.
     "one mean for all examples": lambda means: means.mean().expand(len(means)),
 }
@@ -200,7 +200,7 @@ def test_the_first_order_is_exact_and_theta_near_one_where_it_is_nearly_all():
 
 
 def test_a_tolerance_is_reached_in_few_looks_and_its_intervals_still_cover():
-    """Stopped intervals cover a little less often than 95 %: 0.92 is asked of 300."""
+    """Stopped intervals cover a little less often than 95 %: 0.92 is asked of 200."""
     problem = confident()
     sampling = Sampling(draws=200, tolerance=0.12)
     with evaluating(problem.model) as f:

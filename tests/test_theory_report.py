@@ -6,6 +6,7 @@ import os
 import subprocess
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +15,12 @@ from torch import nn
 from theory import InputError, check_approximation, read_reports
 from theory.record import environment, write_atomically
 from theory.report import SCHEMA_VERSION, Claim, claims_table, corrections_table
-from theory.verdicts import CONDITION_NAMES, broken_conditions, parse_condition
+from theory.verdicts import (
+    CONDITION_NAMES,
+    broken_conditions,
+    parse_condition,
+    rest_of_first_order,
+)
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +201,23 @@ def test_what_was_not_measured_breaks_its_condition(report):
 def test_every_condition_name_can_be_judged(report):
     for name in CONDITION_NAMES:
         assert len(broken_conditions(report, [f"{name}>-1e9"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("first_order", "low", "high"),
+    [(0.1, 0.2, 0.4), (0.3, 0.2, 0.4), (0.9, 0.2, 0.4), (-0.1, 0.2, 0.4), (0.1, -0.4, -0.2)],
+)
+def test_the_interval_of_the_rest_is_its_range_over_that_of_r(first_order, low, high):
+    r = np.linspace(low, high, 20001)
+    rest = np.abs(r - first_order) / np.abs(r)
+    value, least, greatest = rest_of_first_order(first_order, float(r[5000]), low, high)
+    assert value == pytest.approx(rest[5000])
+    assert least == pytest.approx(rest.min(), abs=1e-4)
+    assert greatest == pytest.approx(rest.max())
+
+
+def test_an_interval_around_zero_leaves_the_rest_unbounded():
+    value, least, greatest = rest_of_first_order(-0.3, 0.1, -0.1, 0.3)
+    assert value == pytest.approx(4)
+    assert least == pytest.approx(2)
+    assert greatest == math.inf
