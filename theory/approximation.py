@@ -20,7 +20,18 @@ from torch import Tensor, nn
 from theory.agreement import compare
 from theory.alignment import gradient_alignment
 from theory.attribution import LayerShares, attribution_table
+from theory.corrections import (
+    EXACT,
+    LAST_LAYER,
+    LAYERS,
+    NORMALIZATION,
+    Q_HAT,
+    QUOTIENT,
+    corrections_frame,
+    difference_quotient,
+)
 from theory.errors import InputError
+from theory.expectation import Sampling, sampled_regularizer
 from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
@@ -32,7 +43,7 @@ from theory.verdicts import Thresholds, judge
 
 SELF_CHECK_SAMPLES = 4
 # Cost for one example in forward passes, as `python -m benchmarks first_order` finds it, rounded.
-FIRST_ORDER_WORK, GRADIENT_WORK = 2.0, 15.0
+FIRST_ORDER_WORK, GRADIENT_WORK = 3.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ def check_approximation(
     nodes: int = 8,
     pair_samples: int | None = None,
     pair_seconds: float = 30.0,
+    tolerance: float | None = None,
     thresholds: Thresholds | None = None,
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
@@ -96,9 +108,12 @@ def check_approximation(
         nodes: Quadrature nodes for the expectation over λ; the error that they leave is measured.
         pair_samples: Number of examples whose pairs are all taken for the exact R, at most the
             number in `data`. Where it is not given, as many as `pair_seconds` allow.
-        pair_seconds: About how long that part may take; the network's speed is measured first.
+        pair_seconds: About how long that part and an estimate of R over all of `data` may take
+            together; the network's speed is measured first. Both cost the same.
+        tolerance: Go on with the estimate of R until its 95 % interval's half-width is below this
+            part of it, however long that takes.
         thresholds: What the claims are held against.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and of the estimate's draws.
         on_progress: Called now and then with the work done since the last call, in forward passes
             of one example.
 
@@ -123,6 +138,7 @@ def check_approximation(
             raise InputError(f"{name} is {number}: it must be at least 1")
     if not 0 < pair_seconds < math.inf:
         raise InputError(f"pair_seconds is {pair_seconds}: it must be positive and finite")
+    Sampling(tolerance=tolerance)  # refuses a bad one
     if order > 1 and batch_norm == "batch":
         raise InputError(
             "order above 1 with batch_norm='batch' is refused: PyTorch's nested jvp returns wrong "
@@ -133,7 +149,7 @@ def check_approximation(
     progress = on_progress or (lambda rows: None)
 
     with evaluating(model, batch_norm) as f:
-        samples, attribution = _first_order_part(
+        samples, attribution, approximations = _first_order_part(
             model, f, examples, head, batch_norm, batch_size, progress
         )
         alignment, alignment_note = pd.DataFrame(), "not asked for"
@@ -145,8 +161,14 @@ def check_approximation(
         if batch_norm == "eval":
             plan = PairSettings(alpha, beta, head, order, nodes, batch_size)
             n = pair_samples or plan.affordable(f, examples.x, examples.targets, pair_seconds)
-            x, targets = examples.spread(min(n, len(examples.x)))
-            pairs = measure_theorem_1(f, x, targets, plan, progress)
+            n = min(n, len(examples.x))
+            pairs = measure_theorem_1(f, *examples.spread(n), plan, progress)
+            sampled = sampled_regularizer(
+                f, examples.x, examples.targets, Sampling(plan.draws(n), tolerance),
+                alpha=alpha, beta=beta, head=head, generator=torch.Generator().manual_seed(seed),
+                rows=plan.rows(examples.x), on_progress=progress,
+            )  # fmt: skip
+            pairs["sampled"] = {"tolerance": tolerance, **asdict(sampled)}
     self_check, self_check_note = _self_check_part(model, examples, head, order, batch_norm)
 
     q, q_hat = samples["q"].to_numpy(), samples["q_hat"].to_numpy()
@@ -165,6 +187,7 @@ def check_approximation(
         "dtype": str(examples.x.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "nodes": nodes,
+        "tolerance": tolerance,
         "samples": len(examples.x),
         "seed": seed,
         "thresholds": asdict(thresholds),
@@ -176,6 +199,7 @@ def check_approximation(
             {name: asdict(estimate) for name, estimate in agreement.items()}, orient="index"
         ),
         attribution=attribution,
+        corrections=corrections_frame(q, approximations, seed),
         alignment=alignment,
         regularizer=pairs,
         self_check=self_check,
@@ -256,14 +280,18 @@ def _first_order_part(
     batch_norm: BatchNormMode,
     batch_size: int,
     progress: Callable[[float], None],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The samples' columns and the attribution of their homogeneity gap."""
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
+    """The samples' columns, the attribution of their homogeneity gap, and approximations to q."""
+    last_layer: list[Tensor] = []
+    quotients: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {field.name: [] for field in fields(FirstOrder)}
     shares: dict[str, list[Tensor]] = defaultdict(list)
     kinds: dict[str, str] = {}
     for x, targets in examples.batches(batch_size):
         with LayerShares(model) as recorded:
             terms = first_order(f, x, targets, examples.mean, head)
+        if recorded.last in recorded.by_layer:
+            last_layer.append(recorded.by_layer[recorded.last])
         if batch_norm == "batch":
             # One backward pass gives totals over the coupled batch, not the rows.
             recorded.by_layer = {k: v.sum() for k, v in recorded.by_layer.items()}
@@ -273,15 +301,32 @@ def _first_order_part(
         for layer, share in recorded.by_layer.items():
             shares[layer].append(share)
         kinds |= recorded.kinds
+        with torch.no_grad():
+            quotients.append(difference_quotient(f, x, targets, examples.mean, terms.loss, head))
         progress(FIRST_ORDER_WORK * len(x))
-    samples = pd.DataFrame({k: torch.cat(v).double().cpu().numpy() for k, v in columns.items()})
+    samples = pd.DataFrame({name: _column(pieces) for name, pieces in columns.items()})
     bad = ~np.isfinite(samples.to_numpy()).all(1)
     if bad.any():
         raise InputError(
             f"the model gives NaN or Inf on {int(bad.sum())} of {len(bad)} examples (first: number "
             f"{int(bad.argmax())}): check its weights and the scale of the data"
         )
-    return samples, attribution_table(shares, kinds, samples["homogeneity_gap"].to_numpy())
+    attribution = attribution_table(shares, kinds, samples["homogeneity_gap"].to_numpy())
+    n = len(samples)
+    q_hat = samples["q_hat"].to_numpy()
+    approximations = {Q_HAT: q_hat}
+    if sum(map(len, last_layer)) == n:
+        approximations[LAST_LAYER] = q_hat + _column(last_layer)
+    approximations[QUOTIENT] = _column(quotients)
+    approximations[NORMALIZATION] = q_hat + samples["normalization_gap"].to_numpy()
+    if all(piece.ndim for pieces in shares.values() for piece in pieces):
+        approximations[LAYERS] = q_hat + sum((_column(pieces) for pieces in shares.values()), 0.0)
+    approximations[EXACT] = samples["q"].to_numpy()
+    return samples, attribution, approximations
+
+
+def _column(pieces: list[Tensor]) -> np.ndarray:
+    return torch.cat(pieces).double().cpu().numpy()
 
 
 def _alignment_part(

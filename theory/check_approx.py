@@ -35,7 +35,7 @@ from theory.mixing import beta_law
 from theory.network import BatchNormMode, evaluating
 from theory.record import check_writable, command_line, write_atomically
 from theory.regularizer import PairSettings
-from theory.report import Report, claims_table, write_reports
+from theory.report import Report, claims_table, corrections_table, write_reports
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
 
 PROG = "python -m theory.check_approx"
@@ -88,7 +88,9 @@ class Config:
     pair_samples: int | None = None
     """Examples whose pairs are all taken for the exact regulariser; as many as fit if not given"""
     pair_seconds: float = 15.0
-    """About how many seconds this part may take at each check"""
+    """About how many seconds this and the estimate of R over all samples may take at each check"""
+    tolerance: float | None = None
+    """Go on with that estimate until the half-width of its 95 % interval is this part of it"""
     thresholds: Annotated[Thresholds, tyro.conf.arg(name="threshold")] = field(
         default_factory=Thresholds
     )
@@ -161,6 +163,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
                 nodes=config.nodes,
                 pair_samples=pairs,
                 pair_seconds=config.pair_seconds,
+                tolerance=config.tolerance,
                 thresholds=config.thresholds,
                 seed=config.seed,
                 on_progress=progress.add,
@@ -210,7 +213,7 @@ class _Progress:
     def __init__(self, config: Config, examples: int, samples: int) -> None:
         self._checks = 1 + math.ceil(config.epochs / config.check_every - 1e-9)
         settings = PairSettings(config.alpha, config.beta, order=config.order, nodes=config.nodes)
-        self._pair_work = settings.rows_per_pair
+        self._pair_work = settings.rows_per_pair + settings.draws(1)
         self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
         one = samples * (FIRST_ORDER_WORK + (GRADIENT_WORK if config.gradients else 0))
         self._fixed += self._checks * one
@@ -262,9 +265,9 @@ def _check_numbers(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least {least}")
-    for name in ("check_every", "pair_seconds", "lr"):
+    for name in ("check_every", "pair_seconds", "lr", "tolerance"):
         value = getattr(config, name)
-        if not (0 < value < math.inf):
+        if value is not None and not 0 < value < math.inf:
             raise InputError(
                 f"--{name.replace('_', '-')} is {value}: it must be positive and finite"
             )
@@ -352,6 +355,8 @@ def run(config: Config) -> int:
     figures = save_figures(folder, reports)
     shown = reports if len(reports) == 1 else [reports[0], reports[-1]]
     print(f"\n{claims_table(shown)}\n")
+    print("What would mend q̂, ‖q − approximation‖ / ‖q‖ and costs in forward passes:\n")
+    print(f"{corrections_table(shown)}\n")
     print(f"Written to {folder}: report.json, samples.csv, {', '.join(p.name for p in figures)}")
     broken = broken_conditions(reports[-1], config.fail_on)
     for line in broken:

@@ -86,6 +86,18 @@ class BetaMixture:
         p, q = (np.array([c[k] for c in self.components])[which] for k in (1, 2))
         return torch.from_numpy(betaincinv(p, q, u[1]))
 
+    def inverse(self, u: np.ndarray) -> np.ndarray:
+        """λ from one uniform number each: u falls to a component, its place there gives λ.
+
+        Equal strata of u are strata of the component and of λ within it; for a single component
+        this is its quantile function.
+        """
+        edges = np.concatenate([[0.0], np.cumsum([share for share, _, _ in self.components])])
+        edges[-1] = 1.0
+        which = np.searchsorted(edges[1:-1], u, side="right")
+        shares, p, q = (np.array([c[k] for c in self.components])[which] for k in range(3))
+        return betaincinv(p, q, np.clip((u - edges[which]) / shares, 0.0, 1.0))
+
 
 def beta_law(alpha: float, beta: float | None = None) -> BetaMixture:
     """λ ~ Beta(α, β), the law that Mixup draws from; β = α where it is not given.

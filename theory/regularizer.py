@@ -164,12 +164,19 @@ class PairSettings:
         jvps = 4.0**self.order if self.order > 1 else 0.0
         return rules * (self.nodes + _coarse(self.nodes)) + jvps
 
+    def draws(self, n: int) -> int:
+        """Forward passes for an estimate of R: as many as both sides take on all pairs of n."""
+        return round(n**2 * replace(self, order=1).rows_per_pair)
+
     def rows(self, x: Tensor) -> int:
         """Inputs in one pass: more than a batch where they are small, to save calls."""
         return max(self.batch_size, min(4096, 2**17 // max(1, x[0].numel())))
 
     def affordable(self, f: Function, x: Tensor, targets: Tensor, seconds: float) -> int:
-        """The largest n whose n² pairs should fit the time, by the measured speed; at least 4."""
+        """The largest n whose n² pairs and `draws` should fit the time, by the measured speed.
+
+        At least 3.
+        """
         picks = torch.arange(self.rows(x), device=x.device) % len(x)
         a, b = x[picks], targets[picks]
 
@@ -191,13 +198,13 @@ class PairSettings:
                 rows=self.rows(x),
             )
         )  # fmt: skip
-        per_pair = risk / (few**2 * self.nodes) * replace(self, order=1).rows_per_pair
+        per_pair = risk / (few**2 * self.nodes) * 2 * self.draws(1)
         if self.order > 1:
             taylor = seconds_of(
                 lambda: loss_taylor_terms(f, a, b, a.flip(0) - a, self.order, self.head)
             )
             per_pair += taylor / len(a)
-        return max(4, math.isqrt(int(seconds / per_pair)))
+        return max(3, math.isqrt(int(seconds / per_pair)))
 
 
 def measure_theorem_1(

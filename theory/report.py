@@ -74,10 +74,14 @@ class Report:
             `kind`, `mean` (over examples; these sum to the gap's mean), `mean_abs` (of the
             examples' shares, NaN where only the total is known). What no module accounts for
             stands in the row "(unattributed)".
+        corrections: What would mend q̂, as from `theory.corrections.corrections_frame`; empty in
+            records made before it was measured.
         alignment: As from `theory.alignment.gradient_alignment`; empty if it was not asked for.
         regularizer: Exact and truncated regulariser on all pairs of a part of the examples, as from
             `theory.regularizer.measure_theorem_1`; `r_by_order[K − 1]` is R_K, the expansion up to
-            and with order K. Empty where it is not defined (batch statistics).
+            and with order K. Under `sampled` the estimate of R over all examples, as from
+            `theory.expectation.sampled_regularizer`. Empty where it is not defined (batch
+            statistics).
         self_check: Errors of the derivatives against central differences.
         settings: What the check was asked to do.
         training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.
@@ -93,6 +97,7 @@ class Report:
     self_check: dict[str, Any]
     settings: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
+    corrections: pd.DataFrame = field(default_factory=pd.DataFrame)
     environment: dict[str, Any] = field(default_factory=environment)
 
     def __str__(self) -> str:
@@ -107,7 +112,7 @@ class Report:
         write_reports(path, [self])
 
 
-_FRAMES = ("samples", "agreement", "attribution", "alignment")
+_FRAMES = ("samples", "agreement", "attribution", "corrections", "alignment")
 
 
 def write_reports(
@@ -165,13 +170,13 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
         )
     reports = []
     for check in content["checks"]:
-        frames = {name: pd.DataFrame(check[name]) for name in _FRAMES}
+        frames = {name: pd.DataFrame(check.get(name, {})) for name in _FRAMES}
         frames["agreement"] = frames["agreement"].set_index("statistic")
         claims = {}
         for name, entry in check["claims"].items():
             entry.pop("verdict")
             numbers = ("value", "threshold", "low", "high")
-            entry |= {k: math.nan if entry[k] is None else entry[k] for k in numbers}
+            entry |= {k: math.nan if entry[k] is None else float(entry[k]) for k in numbers}
             claims[name] = Claim(**entry)
         reports.append(
             Report(
@@ -189,28 +194,53 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
 
 def claims_table(reports: Sequence[Report]) -> str:
     """The claims as a table, one row a claim and one column a report."""
-    titles = [
-        f"epoch {report.training['epoch']:.3g}" if report.training else "measured"
-        for report in reports
-    ]
-    rows = [["name", "claim", "measured as", "holds if", *titles]]
+    rows = [["name", "claim", "measured as", "holds if", *_titles(reports)]]
     for name, claim in reports[-1].claims.items():
         bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
         rows.append(
             [name, claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
         )
+    notes = [
+        f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
+    ]  # fmt: skip
+    if any(not math.isnan(c.low) for report in reports for c in report.claims.values()):
+        notes.append("[low, high]: 95 % bootstrap interval over the samples")
+    return "\n".join([*_aligned(rows), *notes])
+
+
+def corrections_table(reports: Sequence[Report]) -> str:
+    """What would mend q̂, one row an approximation: its two costs, then each report's error."""
+    titles = _titles(reports)
+    header = ["approximation", "forwards", "as penalty"]
+    rows = [[*header, *(f"{part}, {title}" for title in titles for part in ("error", "Pearson"))]]
+    frames: list[dict[Any, dict[Any, float]]] = [
+        report.corrections.set_index("approximation").to_dict("index") for report in reports
+    ]
+    missing = {"relative_error": math.nan, "pearson": math.nan}
+    for name, row in frames[-1].items():
+        cells = [f"{row[k]:.1f}" for k in ("forwards", "penalty_forwards")]
+        for found in (frame.get(name, missing) for frame in frames):
+            cells += [f"{found['relative_error']:.3g}", f"{found['pearson']:+.2f}"]
+        rows.append([str(name), *cells])
+    return "\n".join(_aligned(rows))
+
+
+def _titles(reports: Sequence[Report]) -> list[str]:
+    return [
+        f"epoch {report.training['epoch']:.3g}" if report.training else "measured"
+        for report in reports
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows in columns, with a rule below the first."""
     widths = [max(_width(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
         "  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True))
         for row in rows
     ]
     lines.insert(1, "  ".join("─" * w for w in widths))
-    notes = [
-        f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
-    ]  # fmt: skip
-    if any(not math.isnan(c.low) for report in reports for c in report.claims.values()):
-        notes.append("[low, high]: 95 % bootstrap interval over the samples")
-    return "\n".join([*(line.rstrip() for line in lines), *notes])
+    return [line.rstrip() for line in lines]
 
 
 def _width(text: str) -> int:

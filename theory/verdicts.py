@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,8 @@ def judge(
         agreement: Of q̂ with q, as from `theory.agreement.compare`.
         alignment: As from `theory.alignment.gradient_alignment`, or empty.
         alignment_note: Why it is empty.
-        pairs: As from `theory.regularizer.measure_theorem_1`, or empty.
+        pairs: As from `theory.regularizer.measure_theorem_1`, with
+            `theory.expectation.SampledRegularizer` as a mapping under `sampled`, or empty.
         self_check: `theory.self_check.SelfCheck` as a mapping, or empty.
         self_check_note: Why it is empty.
         limits: The thresholds.
@@ -72,18 +73,12 @@ def judge(
     # Sums of float32 losses carry about a hundred units of its rounding.
     rounding = 0.0 if dtype == torch.float64 else 100 * torch.finfo(dtype).eps
     quadrature = pairs.get("quadrature_error", 0.0)
-    identity_note = first_order_note = "needs batch_norm=eval"
+    identity_note = "needs batch_norm=eval"
     if pairs:
         identity_note = (
             f"on all pairs of {pairs['samples']} samples; the bound adds rounding, {rounding:.1g}, "
             f"and the measured quadrature error, {quadrature:.1g} at {pairs['nodes']} nodes"
         )
-        first_order_note = ", ".join(
-            f"up to order {k}: |R − R_{k}| / |R| = {rest:.3g}"
-            for k, rest in enumerate(pairs["rest_by_order"][1:], start=2)
-        )
-        if math.isnan(pairs["rest_by_order"][0]):
-            first_order_note = "R is zero on these samples"
     scale_note = (
         ""
         if pairs
@@ -102,10 +97,7 @@ def judge(
             pairs.get("identity_error", nan), "<=", limits.identity + rounding + quadrature,
             note=identity_note,
         ),
-        Claim(
-            "first_order", "First order dominates R", "|R − R_1| / |R|",
-            pairs.get("rest_by_order", [nan])[0], "<=", limits.first_order, note=first_order_note,
-        ),
+        _first_order_claim(pairs, len(samples), limits.first_order),
         _sized(
             "normalization", "E[x'] = 0", "‖normalisation gap‖ / ‖q‖",
             q, samples["normalization_gap"], limits.normalization, q_zero or scale_note, seed,
@@ -125,6 +117,51 @@ def judge(
         ),
     ]  # fmt: skip
     return {claim.name: claim for claim in claims}
+
+
+def _first_order_claim(pairs: dict[str, Any], samples: int, limit: float) -> Claim:
+    """|R − R_1|/|R| with R as it was estimated over all samples, and what that estimate leaves."""
+    claim = Claim(
+        "first_order", "First order dominates R", "|R − R_1| / |R|", math.nan, "<=", limit,
+        note="needs batch_norm=eval",
+    )  # fmt: skip
+    if not pairs:
+        return claim
+    found = pairs["sampled"]
+    notes = [
+        f"R = {found['mean']:.3g} ± {found['high'] - found['mean']:.2g} (95 %, which gives the "
+        f"interval) over {samples} samples by {found['draws']} draws"
+    ]
+    if found["tolerance"] is not None and not found["met"]:
+        notes.append(f"the tolerance of {found['tolerance']:g} was not reached")
+    if pairs["rest_by_order"][1:]:
+        notes.append(f"on all pairs of {pairs['samples']} samples")
+    notes += [
+        f"up to order {k}: |R − R_{k}| / |R| = {rest:.3g}"
+        for k, rest in enumerate(pairs["rest_by_order"][1:], start=2)
+    ]
+    if found["mean"] == 0:
+        return replace(claim, note="R is zero on these samples")
+    value, low, high = rest_of_first_order(
+        found["first_order"], found["mean"], found["low"], found["high"]
+    )
+    return replace(claim, value=value, low=low, high=high, note="; ".join(notes))
+
+
+def rest_of_first_order(
+    first_order: float, mean: float, low: float, high: float
+) -> tuple[float, float, float]:
+    """|R − R_1|/|R| at R = `mean`, and its least and largest value for R in [low, high].
+
+    The largest is infinite where R may be zero.
+    """
+
+    def rest(r: float) -> float:
+        return abs(1 - first_order / r) if r else math.inf
+
+    ends = rest(low), rest(high)
+    least = 0.0 if low <= first_order <= high else min(ends)
+    return rest(mean), least, math.inf if low <= 0 <= high else max(ends)
 
 
 def _sized(
