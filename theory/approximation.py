@@ -36,9 +36,11 @@ from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
 from theory.network import BatchNormMode, Function, copy_in, evaluating
+from theory.orders import measure_orders
 from theory.regularizer import PairSettings, measure_theorem_1
 from theory.report import Report
 from theory.self_check import derivative_self_check
+from theory.taylor import Engine
 from theory.verdicts import Thresholds, judge
 
 SELF_CHECK_SAMPLES = 4
@@ -82,6 +84,7 @@ def check_approximation(
     pair_seconds: float = 30.0,
     tolerance: float | None = None,
     thresholds: Thresholds | None = None,
+    engine: Engine = "series",
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> Report:
@@ -113,6 +116,8 @@ def check_approximation(
         tolerance: Go on with the estimate of R until its 95 % interval's half-width is below this
             part of it, however long that takes.
         thresholds: What the claims are held against.
+        engine: How Taylor terms above the first are computed: "series", or "nested" for nested
+            jvp, the readable reference, up to order 4.
         seed: Of the bootstrap and of the estimate's draws.
         on_progress: Called now and then with the work done since the last call, in forward passes
             of one example.
@@ -141,8 +146,8 @@ def check_approximation(
     Sampling(tolerance=tolerance)  # refuses a bad one
     if order > 1 and batch_norm == "batch":
         raise InputError(
-            "order above 1 with batch_norm='batch' is refused: PyTorch's nested jvp returns wrong "
-            "second derivatives through train-mode batch norm; use order=1 or batch_norm='eval'"
+            "order above 1 with batch_norm='batch' is refused: batch statistics couple the "
+            "examples, so that none has a series of its own; use order=1 or batch_norm='eval'"
         )
     model = _checked_model(model, dtype)
     examples = _gather(model, data, mean, head, batch_size)
@@ -158,11 +163,19 @@ def check_approximation(
                 model, f, examples, head, batch_norm, batch_size, progress
             )
         pairs: dict[str, Any] = {}
+        orders: dict[str, Any] = {}
         if batch_norm == "eval":
-            plan = PairSettings(alpha, beta, head, order, nodes, batch_size)
+            plan = PairSettings(alpha, beta, head, order, nodes, batch_size, engine)
             n = pair_samples or plan.affordable(f, examples.x, examples.targets, pair_seconds)
             n = min(n, len(examples.x))
-            pairs = measure_theorem_1(f, *examples.spread(n), plan, progress)
+            x, targets = examples.spread(n)
+            pairs = measure_theorem_1(f, x, targets, plan, progress)
+            if order > 1:
+                orders = measure_orders(
+                    f, x, targets, np.array(pairs["r_of_sample"]), order=order, alpha=alpha,
+                    beta=beta, head=head, engine=engine, rows=plan.rows(x),
+                    on_pairs=lambda done: progress(done * plan.series_work),
+                )  # fmt: skip
             sampled = sampled_regularizer(
                 f, examples.x, examples.targets, Sampling(plan.draws(n), tolerance),
                 alpha=alpha, beta=beta, head=head, generator=torch.Generator().manual_seed(seed),
@@ -174,13 +187,14 @@ def check_approximation(
     q, q_hat = samples["q"].to_numpy(), samples["q_hat"].to_numpy()
     agreement = compare(q, q_hat, seed)
     claims = judge(
-        samples, agreement, alignment, alignment_note, pairs, self_check, self_check_note,
+        samples, agreement, alignment, alignment_note, pairs, orders, self_check, self_check_note,
         thresholds, examples.x.dtype, seed,
     )  # fmt: skip
     settings = {
         "alpha": alpha,
         "beta": alpha if beta is None else beta,
         "order": order,
+        "engine": engine,
         "head": head,
         "mean": "data" if mean is None else "given",
         "batch_norm": batch_norm,
@@ -202,6 +216,7 @@ def check_approximation(
         corrections=corrections_frame(q, approximations, seed),
         alignment=alignment,
         regularizer=pairs,
+        orders=orders,
         self_check=self_check,
         settings=settings,
     )

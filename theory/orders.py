@@ -101,10 +101,10 @@ def _convergence_record(found: Expansion, alpha: float, beta: float | None) -> d
         return {}
     # An example is its own partner too: there the loss is constant and the radius infinite.
     apart = ~np.eye(len(found.radius.root), dtype=bool)
-    medians = {
-        name: float(np.nanmedian(radius[apart])) if np.isfinite(radius[apart]).any() else np.inf
-        for name, radius in asdict(found.radius).items()
-    }
+    medians = {}
+    for name, radius in asdict(found.radius).items():
+        known = radius[apart & ~np.isnan(radius)]
+        medians[name] = float(np.median(known)) if len(known) else np.nan
     law = relabelled_law(alpha, beta)
     inside = mass_inside(law, np.nan_to_num(found.radius.root, nan=np.inf)).mean(1)
     return {"median_radius": medians, "mass_inside_of_sample": inside.tolist()}

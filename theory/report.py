@@ -77,11 +77,12 @@ class Report:
         corrections: What would mend q̂, as from `theory.corrections.corrections_frame`; empty in
             records made before it was measured.
         alignment: As from `theory.alignment.gradient_alignment`; empty if it was not asked for.
-        regularizer: Exact and truncated regulariser on all pairs of a part of the examples, as from
-            `theory.regularizer.measure_theorem_1`; `r_by_order[K − 1]` is R_K, the expansion up to
-            and with order K. Under `sampled` the estimate of R over all examples, as from
-            `theory.expectation.sampled_regularizer`. Empty where it is not defined (batch
-            statistics).
+        regularizer: Exact regulariser and its first order on all pairs of a part of the examples,
+            as from `theory.regularizer.measure_theorem_1`. Under `sampled` the estimate of R over
+            all examples, as from `theory.expectation.sampled_regularizer`. Empty where it is not
+            defined (batch statistics).
+        orders: Higher orders on the same pairs, as from `theory.orders.measure_orders`; empty for
+            order 1.
         self_check: Errors of the derivatives against central differences.
         settings: What the check was asked to do.
         training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.
@@ -98,6 +99,7 @@ class Report:
     settings: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     corrections: pd.DataFrame = field(default_factory=pd.DataFrame)
+    orders: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=environment)
 
     def __str__(self) -> str:
@@ -135,6 +137,7 @@ def write_reports(
                 for name, claim in report.claims.items()
             },
             "regularizer": report.regularizer,
+            "orders": report.orders,
             "self_check": report.self_check,
         }
         for name in _FRAMES:
@@ -183,6 +186,7 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
                 claims=claims,
                 **{name: frame.infer_objects().fillna(math.nan) for name, frame in frames.items()},
                 regularizer=check["regularizer"],
+                orders=check.get("orders", {}),
                 self_check=check["self_check"],
                 settings=check["settings"],
                 training=check["training"],
@@ -223,6 +227,47 @@ def corrections_table(reports: Sequence[Report]) -> str:
             cells += [f"{found['relative_error']:.3g}", f"{found['pearson']:+.2f}"]
         rows.append([str(name), *cells])
     return "\n".join(_aligned(rows))
+
+
+def orders_table(report: Report) -> str:
+    """Theorem 1 order by order: one row an order, then what no order sees.
+
+    Args:
+        report: One with `orders`.
+    """
+    found = report.orders
+    header = ["order K", "R_K", "nested form", "|R − R_K| / |R|", "nested", "nearer than R_1"]
+    rows = [header] + [
+        [
+            str(k + 1),
+            *(f"{found[name][k]:.4g}" for name in ("composite", "nested")),
+            *(f"{found[f'rest_{name}'][k]:.3g}" for name in ("composite", "nested")),
+            f"{found['nearer_than_first'][k]:.0%} of samples" if k else "",
+        ]
+        for k in range(found["order"])
+    ]
+    exponents = [e for e in found["remainders"]["exponents"]["of_loss"] if e is not None]
+    exponents = [f"{e:.2g}" for e in exponents if not math.isnan(e)]
+    what = "kinks alone" if found["affine_pieces"] else "bending of f"
+    notes = [
+        f"exact R = {found['r']:.4g} on all pairs of {found['samples']} samples; the network's "
+        f"tangent gives {found['tangent']:.4g}, the {what} {found['bending']:+.4g}",
+        f"the loss's remainders decay like a^p, p = {', '.join(exponents) or 'not measurable'} "
+        "for K = 1, 2, …",
+    ]
+    if found["convergence"]:
+        radius = found["convergence"]["median_radius"]
+        inside = found["convergence"]["mass_inside_of_sample"]
+        notes.append(
+            f"radius of convergence, median over pairs: {_number(radius['ratio'])} (ratio), "
+            f"{_number(radius['root'])} (root), {_number(radius['domb_sykes'])} (Domb–Sykes); "
+            f"of a's law {sum(inside) / len(inside):.0%} lies inside it"
+        )
+    return "\n".join([*_aligned(rows), *notes])
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None or math.isnan(value) else f"{value:.2g}"
 
 
 def _titles(reports: Sequence[Report]) -> list[str]:

@@ -24,6 +24,7 @@ class Thresholds:
         identity: Largest relative difference of the two sides of Theorem 1 in exact arithmetic;
             the rounding of the precision and the measured quadrature error are added to it.
         first_order: Largest |R − R_1|/|R| at which the first order may be said to dominate.
+        orders: Largest |R − R_K|/|R − R_1| at which higher orders may be said to help.
         normalization: Largest ‖normalisation gap‖/‖q‖ at which E[x'] = 0 may be said to hold.
         homogeneity: Largest ‖homogeneity gap‖/‖q‖ at which J x ≈ f may be said to hold.
         q_hat: Largest ‖q − q̂‖/‖q‖ at which q̂ ≈ q; the sum of the two before.
@@ -33,6 +34,7 @@ class Thresholds:
     self_check: float = 1e-6
     identity: float = 1e-10
     first_order: float = 0.5
+    orders: float = 1.0
     normalization: float = 0.1
     homogeneity: float = 0.1
     q_hat: float = 0.2
@@ -45,6 +47,7 @@ def judge(
     alignment: pd.DataFrame,
     alignment_note: str,
     pairs: dict[str, Any],
+    orders: dict[str, Any],
     self_check: dict[str, Any],
     self_check_note: str,
     limits: Thresholds,
@@ -60,6 +63,7 @@ def judge(
         alignment_note: Why it is empty.
         pairs: As from `theory.regularizer.measure_theorem_1`, with
             `theory.expectation.SampledRegularizer` as a mapping under `sampled`, or empty.
+        orders: As from `theory.orders.measure_orders`, or empty.
         self_check: `theory.self_check.SelfCheck` as a mapping, or empty.
         self_check_note: Why it is empty.
         limits: The thresholds.
@@ -98,6 +102,7 @@ def judge(
             note=identity_note,
         ),
         _first_order_claim(pairs, len(samples), limits.first_order),
+        *_orders_claim(orders, limits.orders),
         _sized(
             "normalization", "E[x'] = 0", "‖normalisation gap‖ / ‖q‖",
             q, samples["normalization_gap"], limits.normalization, q_zero or scale_note, seed,
@@ -134,18 +139,31 @@ def _first_order_claim(pairs: dict[str, Any], samples: int, limit: float) -> Cla
     ]
     if found["tolerance"] is not None and not found["met"]:
         notes.append(f"the tolerance of {found['tolerance']:g} was not reached")
-    if pairs["rest_by_order"][1:]:
-        notes.append(f"on all pairs of {pairs['samples']} samples")
-    notes += [
-        f"up to order {k}: |R − R_{k}| / |R| = {rest:.3g}"
-        for k, rest in enumerate(pairs["rest_by_order"][1:], start=2)
-    ]
     if found["mean"] == 0:
         return replace(claim, note="R is zero on these samples")
     value, low, high = rest_of_first_order(
         found["first_order"], found["mean"], found["low"], found["high"]
     )
     return replace(claim, value=value, low=low, high=high, note="; ".join(notes))
+
+
+def _orders_claim(orders: dict[str, Any], limit: float) -> list[Claim]:
+    """Whether all orders together come nearer to R than the first alone; none if not asked for."""
+    if not orders:
+        return []
+    k, rest = orders["order"], orders["rest_composite"]
+    bending = "kinks alone" if orders["affine_pieces"] else "bending of f"
+    shares = (
+        orders[part] / orders["r"] if orders["r"] else math.nan for part in ("tangent", "bending")
+    )
+    return [
+        Claim(
+            "orders", f"R_{k} is nearer to R than R_1", f"|R − R_{k}| / |R − R_1|",
+            rest[-1] / rest[0] if rest[0] else math.nan, "<=", limit,
+            note=f"on all pairs of {orders['samples']} samples; of R, {next(shares):.0%} is the "
+            f"network's tangent and {next(shares):.0%} the {bending}",
+        )
+    ]  # fmt: skip
 
 
 def rest_of_first_order(
@@ -173,7 +191,8 @@ def _sized(
 
 
 CONDITION_NAMES = (
-    *("self_check", "identity", "first_order", "normalization", "homogeneity", "q_hat", "gradient"),
+    *("self_check", "identity", "first_order", "orders", "normalization", "homogeneity", "q_hat"),
+    "gradient",
     *COMPARISONS,
 )
 _CONDITION = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
