@@ -131,17 +131,8 @@ def estimated_curvature_term(
     Communications in Statistics 19, 1990). The part along x̄' − x is exact. Examples have probes of
     their own, so the standard error of the examples' mean is √(Σ sem²)/batch.
 
-    Args:
-        f: As for `gauss_newton_term`.
-        x: Inputs.
-        targets: y, one row an example.
-        partners: All x', uniformly weighted.
-        alpha: α of the law of λ.
-        beta: β of the law of λ; α where it is not given.
-        head: Which loss.
-        probes: Second derivatives an example, at least 2.
-        generator: A CPU generator for the signs.
-        rows: Inputs in one differentiated pass.
+    `probes` second derivatives are taken an example, at least 2; `generator` is a CPU generator for
+    the signs. The other arguments are those of `curvature_term`.
 
     Returns:
         Estimate and standard error of each example in float64 nats; the estimate is unbiased.
