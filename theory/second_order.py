@@ -145,9 +145,9 @@ def estimated_curvature_term(
     law, mean = relabelled_law(alpha, beta), _mean(partners)
     count = len(x) * probes
     directions = x.new_zeros(count, x[0].numel())
-    for piece in (partners - mean).flatten(1).split(256):
+    for piece in partners.split(256):
         signs = 2.0 * torch.randint(2, (count, len(piece)), generator=generator) - 1
-        directions += signs.to(x) @ piece / len(partners) ** 0.5
+        directions += signs.to(x) @ (piece - mean).flatten(1) / len(partners) ** 0.5
     directions = directions.reshape(len(x), probes, *x.shape[1:])
     values = _bends(f, x, targets, directions, head, rows)
     exact = _bends(f, x, targets, (mean - x)[:, None], head, rows)[:, 0]
