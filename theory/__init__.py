@@ -14,6 +14,7 @@
 | J x ≈ f (ReLU): which layer breaks it               | `attribution.LayerShares`                 |
 | what would mend q̂, and at which price              | `corrections`                             |
 | penalty |q̂| in place of |q|: parameter gradients    | `alignment.gradient_alignment`            |
+| the proofs: every step as an identity in symbols    | `symbolic`                                |
 | all of it, for one network                          | `check_approximation`                     |
 
 Importing this package loads nothing heavy; the names below load their modules on first use.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import betaincinv, roots_jacobi
+from scipy.special import betainc, betaincinv, roots_jacobi
 
 from theory.errors import InputError
 
@@ -69,6 +69,10 @@ class BetaMixture:
             points.append((1 + t) / 2)
             weights.append(share * w / w.sum())
         return np.concatenate(points), np.concatenate(weights)
+
+    def mass_below(self, a: np.ndarray) -> np.ndarray:
+        """P(share ≤ a), the distribution function of a = 1 − λ, for a in [0, 1]."""
+        return sum((weight * betainc(q, p, a) for weight, p, q in self.components), np.zeros(()))
 
     def sample(self, size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Independent draws of λ as a float64 CPU tensor of shape (size,).

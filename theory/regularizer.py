@@ -25,8 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theory.agreement import pearson, sign_agreement
-from theory.errors import InputError
-from theory.first_order import first_order
+from theory.expansion import refuse_none, taylor_regularizer
 from theory.losses import Head, loss
 from theory.mixing import BetaMixture, beta_law, relabelled_law
 from theory.network import Function
@@ -115,60 +114,8 @@ def regularizer(
     return total
 
 
-def taylor_regularizer(
-    f: Function,
-    x: Float[Tensor, "n *dims"],
-    targets: Float[Tensor, "n classes"],
-    *,
-    order: int,
-    alpha: float,
-    beta: float | None = None,
-    head: Head = "softmax",
-    rows: int = 64,
-) -> Float[Tensor, "order n"]:
-    """R cut off after each order: row K − 1 is Σ_{k ≤ K} E[a^k] mean_j φ_ij^{(k)}(0)/k!.
-
-    The composite expansion of Theorem 1, with the expectation over D̃_λ taken by its exact moments
-    and the mean over all n partners. Nothing says that the sums converge: a network's series
-    along x → x' may diverge before a = 1.
-
-    The first order alone is linear in the direction, so one vjp an example does for all partners;
-    above it every pair takes its own nested jvp.
-
-    Raises:
-        InputError: If the order is below 1, or as for `mixup_risk` and `loss_taylor_terms`.
-    """
-    if order < 1:
-        raise InputError(f"the order of the expansion is {order}: it must be at least 1")
-    _refuse_none(len(x))
-    law = relabelled_law(alpha, beta)
-    sums = x.new_zeros(order, len(x), dtype=torch.float64)
-    if order == 1:
-        mean = x.mean(0, dtype=torch.float64).to(x.dtype)
-        pieces = zip(x.split(rows), targets.split(rows), strict=True)
-        sums[0] = len(x) * torch.cat([first_order(f, a, b, mean, head).q for a, b in pieces])
-    else:
-        for i, j in _pair_indices(len(x), rows, x.device):
-            terms = loss_taylor_terms(f, x[i], targets[i], x[j] - x[i], order, head)
-            sums.index_add_(1, i, terms[1:].double())
-    moments = torch.tensor([law.moment(k) for k in range(1, order + 1)], dtype=torch.float64)
-    return (sums / len(x) * moments.to(sums.device)[:, None]).cumsum(0)
-
-
 def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _refuse_none(n: int) -> None:
-    if n == 0:
-        raise InputError("there are no examples: pass at least one")
-
-
-def _pair_indices(n: int, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All ordered pairs (i, j), i = j included, `rows` at a time."""
-    for start in range(0, n * n, rows):
-        flat = torch.arange(start, min(start + rows, n * n), device=device)
-        yield flat // n, flat % n
 
 
 def _pairs(
@@ -176,7 +123,7 @@ def _pairs(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Pieces (i, j, a, weight/n) of all pairs times all quadrature nodes."""
     n = len(x)
-    _refuse_none(n)
+    refuse_none(x)
     points, weights = (torch.from_numpy(v).to(x.device) for v in law.quadrature(nodes))
     per_pair = len(points)
     for start in range(0, n * n * per_pair, rows):
