@@ -219,7 +219,7 @@ def test_a_tolerance_that_cannot_be_reached_is_given_up():
     with evaluating(problem.model) as f:
         (result,) = repeats(f, problem, Sampling(draws=100, tolerance=1e-9, most=1000), count=1)
     assert not result.met
-    assert 1000 <= result.draws < 1200
+    assert 900 <= result.draws < 1100
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10_000])

@@ -51,7 +51,7 @@ class Sampling:
             look at it.
         tolerance: Half-width of the 95 % interval relative to the estimate at which to stop; None
             to spend `draws` and no more.
-        most: Draws after which a tolerance is given up.
+        most: Draws at which a tolerance is given up, about.
         control: "none", "first-order" (θ = 1) or "fitted".
         lam_strata: Shares of λ's law in each unit; 1 leaves λ unstratified.
 
@@ -143,18 +143,20 @@ def sampled_regularizer(
     problem = _Problem(f, x, targets, relabelled_law(alpha, beta), head, generator, rows)
     on_progress(VJP_WORK * len(x))
     collected = _Collected(sampling, problem)
-    wanted = sampling.draws
+    wanted, smallest = sampling.draws, 2 * sampling.lam_strata * LEAST_STRATA
     while True:
-        while collected.draws < wanted or collected.strata < LEAST_STRATA:
-            collected.add(problem.stage(min(wanted, sampling.most) - collected.draws, sampling))
+        while 2 * (wanted - collected.draws) >= smallest or collected.strata < LEAST_STRATA:
+            collected.add(problem.stage(wanted - collected.draws, sampling))
             on_progress(collected.latest)
         result = collected.result()
-        half = (result.high - result.low) / 2
-        if sampling.tolerance is None or result.met or result.draws >= sampling.most:
+        most = sampling.most - smallest
+        if sampling.tolerance is None or result.met or result.draws >= most:
             return result
         # The mean may be far off at first, so no stage goes beyond four times what is known.
+        half = (result.high - result.low) / 2
         factor = (half / (sampling.tolerance * abs(result.mean) or math.inf)) ** 2 or 4.0
-        wanted = min(sampling.most, math.ceil(result.draws * min(4.0, max(1.1, factor))))
+        wanted = max(math.ceil(result.draws * min(4.0, factor)), result.draws + smallest)
+        wanted = min(wanted, sampling.most)
 
 
 class _Problem:

@@ -131,17 +131,8 @@ def estimated_curvature_term(
     Communications in Statistics 19, 1990). The part along x̄' − x is exact. Examples have probes of
     their own, so the standard error of the examples' mean is √(Σ sem²)/batch.
 
-    Args:
-        f: As for `gauss_newton_term`.
-        x: Inputs.
-        targets: y, one row an example.
-        partners: All x', uniformly weighted.
-        alpha: α of the law of λ.
-        beta: β of the law of λ; α where it is not given.
-        head: Which loss.
-        probes: Second derivatives an example, at least 2.
-        generator: A CPU generator for the signs.
-        rows: Inputs in one differentiated pass.
+    `probes` second derivatives are taken an example, at least 2; `generator` is a CPU generator for
+    the signs. The other arguments are those of `curvature_term`.
 
     Returns:
         Estimate and standard error of each example in float64 nats; the estimate is unbiased.
@@ -154,9 +145,9 @@ def estimated_curvature_term(
     law, mean = relabelled_law(alpha, beta), _mean(partners)
     count = len(x) * probes
     directions = x.new_zeros(count, x[0].numel())
-    for piece in (partners - mean).flatten(1).split(256):
+    for piece in partners.split(256):
         signs = 2.0 * torch.randint(2, (count, len(piece)), generator=generator) - 1
-        directions += signs.to(x) @ piece / len(partners) ** 0.5
+        directions += signs.to(x) @ (piece - mean).flatten(1) / len(partners) ** 0.5
     directions = directions.reshape(len(x), probes, *x.shape[1:])
     values = _bends(f, x, targets, directions, head, rows)
     exact = _bends(f, x, targets, (mean - x)[:, None], head, rows)[:, 0]
