@@ -153,7 +153,7 @@ def _rows(study: Study, names: Mapping[str, str], part: str) -> str:
             holder = getattr(size, part)
             values.append(holder[name] if isinstance(holder, dict) else getattr(holder, name))
         rows.append([name, *(f"{value:.4g}" for value in values), what])
-    return align(rows)
+    return "\n".join(align(rows))
 
 
 TERMS = {
