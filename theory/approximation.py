@@ -36,7 +36,7 @@ from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
 from theory.network import BatchNormMode, Function, copy_in, evaluating
-from theory.orders import measure_orders
+from theory.orders import draw_pairs, measure_orders
 from theory.regularizer import PairSettings, measure_theorem_1
 from theory.report import Report
 from theory.self_check import derivative_self_check
@@ -100,7 +100,8 @@ def check_approximation(
         data: Iterable of (x, y) batches; y holds class indices or probability rows. Read once.
         alpha: α of Mixup's Beta(α, β).
         beta: β; α where it is not given.
-        order: Highest order of the expansion of R to report.
+        order: Highest order of the expansion of R to report. Above 1, both expansions are held
+            against R on random pairs, one or more a sample.
         head: "softmax" for cross-entropy, "sigmoid" for (summed) binary cross-entropy.
         mean: x̄' = E[x'], of one input's shape; the mean of `data` where it is not given.
         batch_norm: "eval", or "batch" to normalise by the statistics of each `batch_size` examples.
@@ -168,13 +169,16 @@ def check_approximation(
             plan = PairSettings(alpha, beta, head, order, nodes, batch_size, engine)
             n = pair_samples or plan.affordable(f, examples.x, examples.targets, pair_seconds)
             n = min(n, len(examples.x))
-            x, targets = examples.spread(n)
-            pairs = measure_theorem_1(f, x, targets, plan, progress)
+            pairs = measure_theorem_1(f, *examples.spread(n), plan, progress)
             if order > 1:
+                # One partner a sample at least, and as many pairs as the identity takes.
+                partners = max(1, n**2 // len(examples.x))
                 orders = measure_orders(
-                    f, x, targets, np.array(pairs["r_of_sample"]), order=order, alpha=alpha,
-                    beta=beta, head=head, engine=engine, rows=plan.rows(x),
-                    on_pairs=lambda done: progress(done * plan.series_work),
+                    f, examples.x, examples.targets,
+                    draw_pairs(len(examples.x), partners, torch.Generator().manual_seed(seed)),
+                    order=order, alpha=alpha, beta=beta, head=head, nodes=nodes, engine=engine,
+                    rows=plan.rows(examples.x),
+                    on_pairs=lambda done: progress(done * (nodes + plan.series_work)),
                 )  # fmt: skip
             sampled = sampled_regularizer(
                 f, examples.x, examples.targets, Sampling(plan.draws(n), tolerance),

@@ -222,6 +222,7 @@ class _Progress:
         self._pair_work = settings.rows_per_pair + settings.draws(1)
         self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
         one = samples * (FIRST_ORDER_WORK + (GRADIENT_WORK if config.gradients else 0))
+        one += samples * (config.nodes + settings.series_work) if config.order > 1 else 0
         self._fixed += self._checks * one
         pairs = 0 if config.batch_norm == "batch" else config.pair_samples or 12
         self._bar = tqdm(

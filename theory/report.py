@@ -262,8 +262,8 @@ def orders_table(report: Report) -> str:
     exponents = [f"{e:.2g}" for e in exponents if not math.isnan(e)]
     what = "kinks alone" if found["affine_pieces"] else "bending of f"
     notes = [
-        f"exact R = {found['r']:.4g} on all pairs of {found['samples']} samples; the network's "
-        f"tangent gives {found['tangent']:.4g}, the {what} {found['bending']:+.4g}",
+        f"R = {found['r']:.4g} on {found['pairs']} pairs of {found['samples']} samples; the "
+        f"network's tangent gives {found['tangent']:.4g}, the {what} {found['bending']:+.4g}",
         f"the loss's remainders decay like a^p, p = {', '.join(exponents) or 'not measurable'} "
         "for K = 1, 2, …",
     ]
