@@ -16,7 +16,6 @@ constants with one row an example keep their meaning whatever the number of vert
 that treats the examples of a batch together is refused.
 """
 
-import inspect
 import math
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
@@ -189,23 +188,11 @@ def _move(curves: Curves, grid: Grid) -> None:
         curves.grid = grid
 
 
-def _is_inplace(func: Any, args: tuple, kwargs: dict) -> bool:
+def _is_inplace(func: Any, kwargs: dict) -> bool:
     name = getattr(func, "__name__", "")
     if name in ("__iadd__", "__isub__", "__imul__", "__itruediv__"):
         return True
-    return (name.endswith("_") and not name.endswith("__")) or bool(
-        _bound(func, args, kwargs).get("inplace")
-    )
-
-
-def _bound(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Arguments by name; of a built-in function, which tells no names, the keywords alone."""
-    try:
-        bound = inspect.signature(func).bind(*args, **kwargs)
-    except ValueError:
-        return kwargs
-    bound.apply_defaults()
-    return dict(bound.arguments)
+    return (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace", False)
 
 
 def _on_shapes(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -225,7 +212,7 @@ def _affine(func: Any, args: tuple, kwargs: dict) -> Any:
     """An operation that is affine in all its curves together, row by row."""
     if "out" in kwargs:
         _refuse(func, "with out= writes into a given tensor")
-    inplace = _is_inplace(func, args, kwargs)
+    inplace = _is_inplace(func, kwargs)
     if inplace and not isinstance(args[0], Curves):
         _refuse(func, "writes into a tensor that does not depend on the input")
     outside = _on_shapes(func, args, kwargs)  # a fault of the network shows here as its own
@@ -261,10 +248,16 @@ def _has_row_an_example(constant: Tensor, curves: Curves) -> bool:
 def _wrapped(
     func: Any, inside: Any, outside: Any, curves: Sequence[Curves], grid: Grid, target: Any = None
 ) -> Any:
-    """The result as curves, or written into `target`; it must have one row a vertex."""
+    """The result as curves, or written into `target`.
+
+    It must have one row a vertex, and one row an example in the network's eyes, `outside`; the
+    latter is None for operations that cannot but work row by row.
+    """
     if isinstance(inside, (tuple, list)):
         pairs = zip(inside, outside, strict=True)
         return tuple(_wrapped(func, a, b, curves, grid) for a, b in pairs)
+    if outside is None:
+        outside = inside.new_empty(()).expand(grid.segments, *inside.shape[1:])
     expected = (len(grid.keys), *outside.shape[1:])
     if outside.ndim == 0 or outside.shape[0] != grid.segments or inside.shape != expected:
         _refuse(func, "treats the examples of a batch together")
@@ -288,26 +281,44 @@ def _product(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _layer(func: Any, args: tuple, kwargs: dict) -> Any:
-    """A product whose first argument alone may be a curve: a layer, or a quotient."""
-    first = args[0] if args else kwargs.get("input")
-    if not isinstance(first, Curves):
-        _refuse(func, "makes a weight or a divisor depend on the input")
+    """A linear layer or a convolution, whose input alone may be curves."""
+    curves = _input(args, kwargs)
+    if not isinstance(curves, Curves) or len(_curves_in((args, kwargs))) > 1:
+        _refuse(func, "has a weight that depends on the input")
+    axes = {"1d": 3, "2d": 4, "3d": 5}.get(func.__name__[-2:])
+    if curves.rows.ndim < 2 or axes not in (None, curves.rows.ndim):
+        _refuse(func, "got an input without a batch axis, or without channels,")
+    inside = _called(func, curves.rows, args, kwargs)
+    return _wrapped(func, inside, None, [curves], curves.grid)
+
+
+def _quotient(func: Any, args: tuple, kwargs: dict) -> Any:
+    if not isinstance(args[0], Curves):
+        _refuse(func, "has a divisor that depends on the input")
     if kwargs.get("rounding_mode") is not None:
         _refuse(func, "rounds")
     return _product(func, args, kwargs)
 
 
+def _input(args: tuple, kwargs: dict) -> Any:
+    return args[0] if args else kwargs.get("input")
+
+
+def _called(func: Any, rows: Tensor, args: tuple, kwargs: dict) -> Any:
+    """The function with other rows as its input."""
+    return func(rows, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+
+
 def _batch_norm(func: Any, args: tuple, kwargs: dict) -> Any:
-    if _bound(func, args, kwargs)["training"]:
+    if kwargs["training"]:
         _refuse(func, "normalises by the statistics of the batch")
     return _layer(func, args, kwargs)
 
 
 def _dropout(func: Any, args: tuple, kwargs: dict) -> Any:
-    bound = _bound(func, args, kwargs)
-    if bound["training"] and bound["p"] > 0:
+    if kwargs["training"] and kwargs["p"] > 0:
         _refuse(func, "is random in training mode")
-    return bound["input"]
+    return args[0]
 
 
 def _flip(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -387,10 +398,10 @@ _LEVELS: dict[str, Any] = {
 
 def _activation(func: Any, args: tuple, kwargs: dict) -> Any:
     """ReLU and its like: affine between given levels of each unit."""
-    curves = args[0] if args else kwargs["input"]
+    curves = _input(args, kwargs)
     if not isinstance(curves, Curves) or len(_curves_in((args, kwargs))) > 1:
         _refuse(func, "has a slope or a bound that depends on the input")
-    if func is F.rrelu and _bound(func, args, kwargs)["training"]:
+    if func is F.rrelu and kwargs["training"]:
         _refuse(func, "is random in training mode")
     found = [(level, *_crossings(curves.rows, curves.grid, level))
              for level in _levels(func, args, kwargs)]  # fmt: skip
@@ -399,10 +410,9 @@ def _activation(func: Any, args: tuple, kwargs: dict) -> Any:
     flat = rows.view(len(rows), -1)
     for level, keys, unit in found:
         flat[grid.nearest(keys), unit] = level
-    inplace = _is_inplace(func, args, kwargs)
-    outside = _on_shapes(func, args, kwargs)
-    inside = func(rows, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
-    return _wrapped(func, inside, outside, [curves], grid, curves if inplace else None)
+    inplace = _is_inplace(func, kwargs)
+    inside = _called(func, rows, args, kwargs)
+    return _wrapped(func, inside, None, [curves], grid, curves if inplace else None)
 
 
 def _extremum(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -420,7 +430,7 @@ def _extremum(func: Any, args: tuple, kwargs: dict) -> Any:
 
 def _reduced_extremum(func: Any, args: tuple, kwargs: dict) -> Any:
     """max, min, amax or amin over axes, all of which are one window."""
-    curves = args[0]
+    curves = _input(args, kwargs)
     given = args[1] if len(args) > 1 else kwargs.get("dim", ())
     axes = sorted({axis % curves.rows.ndim for axis in tree_flatten(given)[0]})
     if not axes or axes[0] == 0:
@@ -432,7 +442,7 @@ def _reduced_extremum(func: Any, args: tuple, kwargs: dict) -> Any:
     )
     rows = grid.interpolate(curves.rows, curves.grid)
     outside = _on_shapes(func, args, kwargs)
-    inside = func(rows, *args[1:], **kwargs)
+    inside = _called(func, rows, args, kwargs)
     if not isinstance(inside, tuple):
         return _wrapped(func, inside, outside, [curves], grid)
     # Which one is largest changes along the curve: there is no index to return.
@@ -444,7 +454,7 @@ _Extremum = namedtuple("_Extremum", ["values", "indices"])
 
 def _max_pool(func: Any, args: tuple, kwargs: dict) -> Any:
     """Max-pooling over one, two or three axes."""
-    curves = args[0] if args else kwargs["input"]
+    curves = _input(args, kwargs)
     outside = _on_shapes(func, args, kwargs)
     if not isinstance(outside, Tensor):
         _refuse(func, "returns indices, which change along the curve,")
@@ -464,13 +474,15 @@ def _max_pool(func: Any, args: tuple, kwargs: dict) -> Any:
         )  # fmt: skip
         axes = [
             torch.arange(m)[:, None] * s - p + torch.arange(k) * d
-            for m, k, s, p, d in zip(outside.shape[2:], kernel, stride, padding, dilation, strict=True)
+            for m, k, s, p, d in zip(
+                outside.shape[2:], kernel, stride, padding, dilation, strict=True
+            )
         ]
     windows = _windows(axes, sizes).to(curves.rows.device)
     values = curves.rows.flatten(2)[:, :, windows].flatten(1, 2)
     grid = curves.grid.inserted(_corners(values, curves.grid))
     rows = grid.interpolate(curves.rows, curves.grid)
-    inside = func(rows, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+    inside = _called(func, rows, args, kwargs)
     return _wrapped(func, inside, outside, [curves], grid)
 
 
@@ -494,7 +506,9 @@ def _windows(axes: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     valid = torch.ones(1, 1, dtype=torch.bool)
     for positions, size in zip(axes, sizes, strict=True):
         inside = (positions >= 0) & (positions < size)
-        flat = (flat[:, None, :, None] * size + positions[None, :, None, :]).flatten(2).flatten(0, 1)
+        flat = (
+            (flat[:, None, :, None] * size + positions[None, :, None, :]).flatten(2).flatten(0, 1)
+        )
         valid = (valid[:, None, :, None] & inside[None, :, None, :]).flatten(2).flatten(0, 1)
     real = flat.gather(1, valid.long().argmax(1, keepdim=True))
     return torch.where(valid, flat, real)
@@ -549,8 +563,19 @@ def _properties(names: str) -> set[Any]:
 
 
 _QUESTIONS = _named(
-    "size dim ndimension numel nelement __len__ is_floating_point is_complex is_contiguous "
-    "element_size get_device".split()
+    [
+        "size",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "__len__",
+        "is_floating_point",
+        "is_complex",
+        "is_contiguous",
+        "element_size",
+        "get_device",
+    ]
 ) | _properties(
     "shape ndim dtype device layout requires_grad is_cuda is_cpu is_meta is_sparse is_nested "
     "is_quantized is_mkldnn is_mps is_leaf"
@@ -558,9 +583,42 @@ _QUESTIONS = _named(
 _EXPANDS = _named(["expand", "expand_as"])
 _RESHAPES = _EXPANDS | _named(["view", "view_as", "reshape", "reshape_as"])
 _ELEMENTWISE = _named(
-    "add add_ __add__ __radd__ __iadd__ sub sub_ subtract rsub __sub__ __rsub__ __isub__ mul mul_ "
-    "multiply __mul__ __rmul__ __imul__ div div_ divide true_divide __truediv__ __itruediv__ "
-    "maximum minimum max min cat concat concatenate stack where masked_fill".split()
+    [
+        "add",
+        "add_",
+        "__add__",
+        "__radd__",
+        "__iadd__",
+        "sub",
+        "sub_",
+        "subtract",
+        "rsub",
+        "__sub__",
+        "__rsub__",
+        "__isub__",
+        "mul",
+        "mul_",
+        "multiply",
+        "__mul__",
+        "__rmul__",
+        "__imul__",
+        "div",
+        "div_",
+        "divide",
+        "true_divide",
+        "__truediv__",
+        "__itruediv__",
+        "maximum",
+        "minimum",
+        "max",
+        "min",
+        "cat",
+        "concat",
+        "concatenate",
+        "stack",
+        "where",
+        "masked_fill",
+    ]
 )
 _RULES: dict[Any, Callable[[Any, tuple, dict], Any]] = {}
 for _rule, _names in (
@@ -576,7 +634,8 @@ for _rule, _names in (
     ),
     (_product, "mul mul_ multiply __mul__ __rmul__ __imul__ matmul mm __matmul__ __rmatmul__ "
      "einsum tensordot"),
-    (_layer, "div div_ divide true_divide __truediv__ __itruediv__ linear conv1d conv2d conv3d "
+    (_quotient, "div div_ divide true_divide __truediv__ __itruediv__"),
+    (_layer, "linear conv1d conv2d conv3d "
      "conv_transpose1d conv_transpose2d conv_transpose3d"),
     (_flip, "flip"),
     (_index, "__getitem__"),
@@ -589,7 +648,7 @@ for _rule, _names in (
      "max_pool3d_with_indices"),
 ):  # fmt: skip
     _RULES |= dict.fromkeys(_named(_names.split()), _rule)
-# These say whether they train by a name that PyTorch's built-in twins lack.
+# PyTorch hands on all arguments of these by name but the tensors; not so of their built-in twins.
 _RULES |= {F.batch_norm: _batch_norm, F.rrelu: _activation}
 _RULES |= dict.fromkeys(
     (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),

@@ -2,7 +2,7 @@
 
 For a pair (x, x') the regulariser is E_{λ ~ D̃_λ}[φ(a) − φ(0)] with φ(a) = ℓ(f(x + a (x' − x)), y)
 and a = 1 − λ (Zou, Verma et al., "MixupE", UAI 2023, Theorem 1). Between the corners of f
-(`theory.segments`) φ is smooth, so Gauss quadrature converges spectrally on every piece. R splits in
+(`theory.segments`) φ is smooth, so Gauss quadrature converges spectrally on each piece. R splits in
 
     smooth part   E[ℓ(f(x) + a J v, y) − φ(0)], the linear piece at a = 0 continued to a = 1
     kink part     the rest: what no Taylor series at a = 0 can see
@@ -209,10 +209,10 @@ def _regularizer(
             (total, error), _integrate(panels, law, len(x), sampled, rows), strict=True
         ):
             sum_ += more
-    covered = sum(
-        share * torch.from_numpy(betainc(q, p, pieces.covered.cpu().numpy()))
-        for share, p, q in law.components
-    ).to(x.device)
+    covered = torch.zeros_like(total)
+    for share, p, q in law.components:
+        mass = betainc(q, p, pieces.covered.cpu().numpy())  # P(a ≤ covered)
+        covered += share * torch.from_numpy(mass).to(covered)
     return SegmentRegularizer(total, smooth, pieces.counts, covered, error)
 
 

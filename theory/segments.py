@@ -206,14 +206,16 @@ class _Walk:
         if self._density is None:
             s = self._open[0]
             return [s], [min(TICKS, self._reached[s] + _PROBE)]
-        room, segments, right = float(self._rows), [], []
+        room = float(self._rows)
+        segments: list[int] = []
+        right: list[int] = []
         for s in self._open:
             wanted = TICKS - self._reached[s]
             if self._budget is not None:
                 left = 1.1 * (self._budget - self._found[s]) + 8
                 wanted = min(wanted, int(left / self._density) + 1)
             expected = 2 + self._density * wanted
-            if segments and expected > room or len(segments) == MOST_SEGMENTS:
+            if (segments and expected > room) or len(segments) == MOST_SEGMENTS:
                 break
             if expected > room:
                 wanted = max(8, int((room - 2) / self._density))
