@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from theory.curves import MOST_SEGMENTS, TICKS, Curves, Grid, TooManyVertices
+from theory.curves import Curves
 from theory.errors import InputError
 from theory.network import Function
+from theory.vertices import MOST_SEGMENTS, TICKS, Grid, TooManyVertices
 
 _FELT = 1e-13
 _PROBE = TICKS // 64  # of the first segment, to see how dense the vertices lie
@@ -225,11 +226,15 @@ class _Walk:
         return segments, right
 
     def _trace(self, segments: list[int], left: Tensor, right: Tensor) -> tuple[Grid, Tensor]:
+        index = torch.tensor(segments, device=self._x.device)
+        alone = len(segments) == 1
+        if alone:
+            # Much code drops the batch axis of a single example: a speck of it keeps it company.
+            index, left, right = index.repeat(2), left.repeat(2), torch.cat([right, left + 1])
         grid = Grid.between(left, right, 2 * self._rows)
-        index = torch.tensor(segments, device=self._x.device)[grid.segment]
         a = (grid.ticks.double() / TICKS).reshape(-1, *(1,) * (self._x.ndim - 1))
-        curves = Curves(torch.lerp(self._x[index], self._partner[index], a), grid)
-        logits = self._f(curves)
+        index = index[grid.segment]
+        logits = self._f(Curves(torch.lerp(self._x[index], self._partner[index], a), grid))
         if not isinstance(logits, Curves):
             raise InputError(
                 "the logits do not depend on the input through operations that can be followed: "
@@ -242,7 +247,11 @@ class _Walk:
             )
         if not bool(logits.rows.isfinite().all()):
             raise InputError("the logits are infinite or NaN: rescale the inputs or the model")
-        return logits.grid, logits.rows
+        grid, rows = logits.grid, logits.rows
+        if alone:
+            own = grid.segment == 0
+            grid, rows = Grid(grid.keys[own], 1, grid.limit), rows[own]
+        return grid, rows
 
     def pieces(self) -> Pieces:
         """All stretches joined, and cut to the budget."""
