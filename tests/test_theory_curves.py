@@ -206,7 +206,7 @@ REFUSALS = {
     "examples permuted": (lambda z: z[[1, 0]], "__getitem__ treats the examples"),
     "examples flipped": (lambda z: z.flip(0), "flip treats the examples"),
     "examples left out": (lambda z: z[:1], "__getitem__ treats the examples"),
-    "examples multiplied": (lambda z: torch.ones(len(z), len(z)).double() @ z, "matmul treats the examples"),
+    "examples multiplied": (lambda z: torch.ones(len(z), len(z)).double() @ z, "matmul treats"),
     "examples in a row": (lambda z: z.view(-1), "view treats the examples"),
     "stacked examples": (lambda z: torch.cat([z, z]), "cat treats the examples"),
     "float32": (lambda z: z.to(torch.float32), "computes in float32, not in float64"),
@@ -237,7 +237,7 @@ def test_outputs_that_did_not_come_through_the_rules_are_refused(kind):
     x, partner = torch.randn(2, 3, 4, generator=generator(0), dtype=torch.float64)
     constant = torch.zeros(3, 2).double()
     f = (lambda x: constant) if kind == "constant" else torch.jit.trace(nn.Linear(4, 2).double(), x)
-    with pytest.raises(InputError, match="operations that can be followed|ScriptMethod"):
+    with pytest.raises(InputError, match=r"operations that can be followed|ScriptMethod"):
         segment_pieces(f, x, partner)
 
 
