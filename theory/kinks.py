@@ -111,10 +111,13 @@ def exact_regularizer(
         on_progress: Called with the number of pairs just done.
 
     Raises:
-        InputError: As for `segment_pieces`, or if α or β is not positive.
+        InputError: As for `segment_pieces`, if α or β is not positive or too large, or if there is
+            no example.
     """
     law = relabelled_law(alpha, beta)
     n = len(x)
+    if n == 0:
+        raise InputError("there are no examples: pass at least one")
     pairs = torch.zeros(3, n, n, dtype=torch.float64, device=x.device)
     counts = torch.ones(n, n, dtype=torch.long, device=x.device)
     covered = torch.ones_like(pairs[0])
