@@ -143,7 +143,8 @@ def _pairs(n: int, both_ways: bool, device: torch.device) -> Iterator[tuple[Tens
     i, j = torch.ones(n, n, device=device).triu(1).nonzero(as_tuple=True)
     if not both_ways:
         i, j = torch.cat([i, j]), torch.cat([j, i])
-    yield from zip(i.split(64), j.split(64), strict=True)
+    for start in range(0, len(i), 64):
+        yield i[start : start + 64], j[start : start + 64]
 
 
 def segment_regularizer(
