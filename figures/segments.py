@@ -22,9 +22,9 @@ def draw_regions(ax: Axes, counts: ArrayLike, covered: ArrayLike | None = None) 
     """
     counts = np.asarray(counts).ravel()
     whole = np.ones(len(counts), bool) if covered is None else np.asarray(covered).ravel() == 1
-    wide = counts.max() > 20 * max(1, counts.min())  # a few decades: bins of equal ratio
-    low, high = counts.min(), counts.max() + 1
-    bins = np.unique((np.geomspace if wide else np.linspace)(low, high, 31).round())
+    low, high = int(counts.min()), int(counts.max())
+    wide = high > 50 * low  # a few decades: bins of equal ratio
+    bins = np.unique((np.geomspace if wide else np.linspace)(low, high + 1, 31).round()).tolist()
     named = [(counts[whole], "all regions"), (counts[~whole], "at least (budget spent)")]
     shown = [(group, label) for group, label in named if len(group)]
     ax.hist([group for group, _ in shown], bins, stacked=True, color=COLORS[: len(shown)],
@@ -34,7 +34,8 @@ def draw_regions(ax: Axes, counts: ArrayLike, covered: ArrayLike | None = None) 
     if wide:
         ax.set_xscale("log")
     ax.set(xlabel="linear regions crossed by a segment", ylabel="segments")
-    ax.set_title(f"Linear regions between inputs, {counts.min()} to {counts.max()}")
+    more = "" if whole.all() else " or more"
+    ax.set_title(f"Linear regions between inputs, {low} to {high}{more}")
     ax.legend()
 
 

@@ -22,7 +22,7 @@ def test_histogram_holds_every_segment_and_tells_lower_bounds_apart(ax):
     heights = [sum(bar.get_height() for bar in bars) for bars in ax.containers]
     assert heights == [5, 2]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "median 9", "all regions", "at least (budget spent)"
+        "all regions", "at least (budget spent)", "median 9"
     ]  # fmt: skip
 
 

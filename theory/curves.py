@@ -28,7 +28,7 @@ from torch.overrides import resolve_name
 from torch.utils._pytree import tree_flatten, tree_map
 
 from theory.errors import InputError
-from theory.vertices import Grid, adaptive_windows, corners, crossings, pooling_windows
+from theory.vertices import ROUNDING, Grid, adaptive_windows, corners, crossings, pooling_windows
 
 _Rule = Callable[[Any, tuple, dict], Any]
 
@@ -382,6 +382,8 @@ def _max_pool(func: Any, args: tuple, kwargs: dict) -> Any:
     values = curves.rows.flatten(2)[:, :, windows.to(curves.rows.device)].flatten(1, 2)
     grid = curves.grid.inserted(corners(values, curves.grid))
     inside = _called(func, grid.interpolate(curves.rows, curves.grid), args, kwargs)
+    # Many a kink loses the maximum: it need not be carried on.
+    grid, inside = grid.straightened(inside, ROUNDING)
     return _wrapped(func, inside, outside, [curves], grid)
 
 

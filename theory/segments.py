@@ -186,14 +186,14 @@ class _Walk:
             return
         inner = len(grid.keys) - 2 * len(segments)
         self._density = (inner + 1) / int((ends - left).sum())
-        keys, logits = _corners_only(grid, logits)
-        which = keys // (2 * TICKS)
+        grid, logits = grid.straightened(logits, _FELT)
+        which = grid.segment
         found = torch.bincount(which, minlength=len(segments)).tolist()
         for s, end, corners in zip(segments, right, found, strict=True):
             self._reached[s] = end
             self._found[s] += corners - 2  # the seam may be no corner
         self._parts.append((torch.tensor(segments, device=which.device)[which],
-                            keys % (2 * TICKS), logits))  # fmt: skip
+                            grid.ticks, logits))  # fmt: skip
         self._open = [s for s in self._open if self._reached[s] < TICKS and not self._spent(s)]
 
     def _spent(self, s: int) -> bool:
@@ -258,36 +258,11 @@ class _Walk:
         kept = torch.ones_like(keys, dtype=torch.bool)
         kept[1:] = keys.diff() > 0  # seams are ends of two stretches
         grid = Grid(keys[kept], len(self._x), len(keys))
-        keys, logits = _corners_only(grid, logits[order][kept])
-        segment = keys // (2 * TICKS)
+        grid, logits = grid.straightened(logits[order][kept], _FELT)
+        segment, ticks = grid.segment, grid.ticks
         if self._budget is not None:
             first = torch.searchsorted(segment, segment)
-            kept = torch.arange(len(keys), device=keys.device) - first <= self._budget
-            keys, logits, segment = keys[kept], logits[kept], segment[kept]
-        bounds = torch.arange(len(self._x) + 1, device=keys.device)
-        a = (keys % (2 * TICKS)).double() / TICKS
-        return Pieces(a, torch.searchsorted(segment, bounds), logits)
-
-
-def _corners_only(grid: Grid, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Leaves out the vertices at which the logits have no kink.
-
-    Neighbours are not judged in the same round, so that what a round leaves out is missed by
-    1e-13 of the largest logit at most, however long the run of weak kinks.
-    """
-    keys, segment = grid.keys, grid.segment
-    largest = logits.new_zeros(grid.segments).scatter_reduce_(
-        0, segment, logits.abs().amax(1), "amax"
-    )
-    while True:
-        inner = segment[2:] == segment[:-2]
-        share = ((keys[1:-1] - keys[:-2]).double() / (keys[2:] - keys[:-2]))[:, None]
-        missed = (logits[1:-1] - torch.lerp(logits[:-2], logits[2:], share)).abs().amax(1)
-        weak = torch.zeros_like(segment, dtype=torch.bool)
-        weak[1:-1] = inner & (missed <= _FELT * largest[segment[1:-1]])
-        place = torch.arange(len(keys), device=keys.device)
-        last_strong = torch.where(weak, -1, place).cummax(0).values
-        kept = ~weak | ((place - last_strong) % 2 == 0)
-        if bool(kept.all()):
-            return keys, logits
-        keys, segment, logits = keys[kept], segment[kept], logits[kept]
+            kept = torch.arange(len(segment), device=segment.device) - first <= self._budget
+            segment, ticks, logits = segment[kept], ticks[kept], logits[kept]
+        bounds = torch.arange(len(self._x) + 1, device=segment.device)
+        return Pieces(ticks.double() / TICKS, torch.searchsorted(segment, bounds), logits)

@@ -7,7 +7,7 @@ passes the kink of its activation, and the corners of a maximum of several curve
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 TICKS = 1 << 46
 MOST_SEGMENTS = 1 << 16
 _MERGED = 7  # ticks, 1e-13: vertices no further apart are one
-_NOISE = 4 * torch.finfo(torch.float64).eps  # of the largest value of its row: taken for zero
+ROUNDING = 4 * torch.finfo(torch.float64).eps  # of the largest value of its row: taken for zero
 
 
 class TooManyVertices(Exception):
@@ -90,6 +90,31 @@ class Grid:
             fine[new] = torch.lerp(fine[new], rows.index_select(0, below + 1), step)
         return fine
 
+    def straightened(self, rows: Tensor, rtol: float) -> "tuple[Grid, Tensor]":
+        """Leaves out the vertices at which no unit has a kink: (grid, rows).
+
+        Neighbours are not judged in the same round, so that what a round leaves out is missed by
+        `rtol` times the segment's largest value at most, however long the run of weak kinks.
+        """
+        keys, segment = self.keys, self.segment
+        rows_flat = rows.reshape(len(rows), -1)
+        largest = rows.new_zeros(self.segments).scatter_reduce_(
+            0, segment, torch.linalg.vector_norm(rows_flat, math.inf, dim=1), "amax"
+        )
+        while True:
+            share = ((keys[1:-1] - keys[:-2]).double() / (keys[2:] - keys[:-2]))[:, None]
+            missed = torch.lerp(rows_flat[:-2], rows_flat[2:], share).sub_(rows_flat[1:-1])
+            size = torch.linalg.vector_norm(missed, math.inf, dim=1)
+            weak = torch.zeros_like(segment, dtype=torch.bool)
+            weak[1:-1] = (segment[2:] == segment[:-2]) & (size <= rtol * largest[segment[1:-1]])
+            place = torch.arange(len(keys), device=keys.device)
+            last_strong = torch.where(weak, -1, place).cummax(0).values
+            kept = ~weak | ((place - last_strong) % 2 == 0)
+            if bool(kept.all()):
+                grid = self if len(keys) == len(self.keys) else replace(self, keys=keys)
+                return grid, rows_flat.reshape(-1, *rows.shape[1:])
+            keys, segment, rows_flat = keys[kept], segment[kept], rows_flat[kept]
+
     def between_neighbours(self, k: Tensor, share: Tensor) -> Tensor:
         """The keys at shares of the way from the vertices k to the next."""
         return self.keys[k] + (share * (self.keys[k + 1] - self.keys[k])).round().long()
@@ -108,7 +133,7 @@ def crossings(rows: Tensor, grid: Grid, level: float) -> tuple[Tensor, Tensor]:
         Passing means to be above the level by more than rounding, and then below, or conversely.
     """
     z = rows.reshape(len(rows), -1)
-    noise = _NOISE * (torch.linalg.vector_norm(z, math.inf, dim=1, keepdim=True) + abs(level))
+    noise = ROUNDING * (torch.linalg.vector_norm(z, math.inf, dim=1, keepdim=True) + abs(level))
     above, below = z > level + noise, z < level - noise
     passes = (above[:-1] & below[1:]) | (below[:-1] & above[1:])
     passes &= (grid.segment.diff() == 0)[:, None]
@@ -130,7 +155,7 @@ def corners(values: Tensor, grid: Grid) -> Tensor:
     Returns:
         Keys of the corners.
     """
-    noise = _NOISE * torch.linalg.vector_norm(values.flatten(1), math.inf, dim=1)
+    noise = ROUNDING * torch.linalg.vector_norm(values.flatten(1), math.inf, dim=1)
     noise = torch.maximum(noise[:-1], noise[1:])[:, None]
     left, right = values[:-1], values[1:]
     best_left, best_right = left.amax(-1), right.amax(-1)
