@@ -174,7 +174,7 @@ def test_smooth_part_is_the_regularizer_of_the_linearised_network(alpha, beta, h
 @every_law
 def test_all_pairs_equal_both_sides_of_theorem_1_by_fine_quadrature(alpha, beta):
     """Gauss–Jacobi with 400 nodes crosses the kinks and errs algebraically."""
-    x, y = data(5)
+    x, y = data(4)
     with evaluating(small_net()) as f:
         exact = exact_regularizer(f, x, y, alpha=alpha, beta=beta)
         relabelled = regularizer(f, x, y, alpha=alpha, beta=beta, nodes=400)

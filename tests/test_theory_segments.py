@@ -161,7 +161,7 @@ def test_a_network_without_relu_has_one_piece():
 
 def test_pieces_do_not_depend_on_the_memory_nor_on_the_company():
     """Stretches of a walk join without a seam."""
-    model, (x, partner) = model_named("preact18"), draw(3, 1, 5, 5, seed=2)
+    model, (x, partner) = model_named("preact18"), draw(2, 1, 5, 5, seed=2)
     with evaluating(model) as f:
         wide = segment_pieces(f, x, partner, rows=4096)
         narrow = segment_pieces(f, x, partner, rows=100)
@@ -226,6 +226,13 @@ def test_pieces_in_single_precision_models_come_from_a_copy():
     [
         ({"x": torch.zeros(0, 3).double(), "partner": torch.zeros(0, 3).double()}, "at least one"),
         ({"x": torch.full((2, 3), torch.nan).double()}, "infinite values or NaN"),
+        (
+            {
+                "x": torch.zeros(2**16 + 1, 1).double(),
+                "partner": torch.zeros(2**16 + 1, 1).double(),
+            },
+            "65537 segments at once",
+        ),
         ({"max_pieces": 0}, "max_pieces is 0"),
         ({"rows": 1}, "rows is 1"),
         ({"f": lambda z: z.sum(1)}, "one row of logits an example"),

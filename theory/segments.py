@@ -81,12 +81,12 @@ class Pieces:
     def at(self, a: Float[Tensor, "segments points"]) -> Float[Tensor, "segments points classes"]:
         """The logits at any a up to `covered`; the last piece is continued beyond it."""
         lines = []
-        for s, points in enumerate(a):
+        width = self.breakpoints.diff()
+        for s, points in enumerate(a.contiguous()):
             first, last = int(self.offsets[s]), int(self.offsets[s + 1]) - 1
-            right = torch.searchsorted(self.breakpoints[first : last + 1].contiguous(), points)
-            right = (right + first).clamp(first + 1, last)
-            left, width = self.breakpoints[right - 1], self.breakpoints.diff()[right - 1]
-            share = ((points - left) / width)[:, None]
+            right = torch.searchsorted(self.breakpoints[first : last + 1], points) + first
+            right = right.clamp(first + 1, last)
+            share = ((points - self.breakpoints[right - 1]) / width[right - 1])[:, None]
             lines.append(torch.lerp(self.logits[right - 1], self.logits[right], share))
         return torch.stack(lines)
 
@@ -141,6 +141,8 @@ def _check(x: Tensor, partner: Tensor, max_pieces: int | None, rows: int) -> Non
             f"segments start at inputs of shape {tuple(x.shape)} and end at {tuple(partner.shape)}:"
             " pass one partner for each of at least one input"
         )
+    if len(x) > MOST_SEGMENTS:
+        raise InputError(f"{len(x)} segments at once: pass {MOST_SEGMENTS} at most")
     if x.dtype != torch.float64 or partner.dtype != torch.float64:
         raise InputError(
             "breakpoints need float64: pass x.double() and theory.network.copy_in(model, "
@@ -213,7 +215,7 @@ class _Walk:
                 left = 1.1 * (self._budget - self._found[s]) + 8
                 wanted = min(wanted, int(left / self._density) + 1)
             expected = 2 + self._density * wanted
-            if (segments and expected > room) or len(segments) == MOST_SEGMENTS:
+            if segments and expected > room:
                 break
             if expected > room:
                 wanted = max(8, int((room - 2) / self._density))

@@ -15,7 +15,7 @@ from torch import Tensor
 # Positions are integers, so that equal vertices are equal: a = tick / 2^46, and a vertex's key is
 # segment · 2^47 + tick, which sorts by segment and then by position.
 TICKS = 1 << 46
-MOST_SEGMENTS = 1 << 16
+MOST_SEGMENTS = 1 << 16  # whose keys fit into 63 bits
 _MERGED = 7  # ticks, 1e-13: vertices no further apart are one
 ROUNDING = 4 * torch.finfo(torch.float64).eps  # of the largest value of its row: taken for zero
 
