@@ -87,8 +87,9 @@ def draw_segment(
     polygon = Pieces(at, at.new_tensor([0, len(at)], dtype=torch.long), logits).at(along[None])[0]
     ax.plot(a.cpu(), phi(logits[0] + a[:, None] * slope), color=COLORS[0], ls="--",
             label="first piece continued (smooth part)")  # fmt: skip
-    ax.plot(along.cpu(), phi(polygon), color="0.2", label="φ(a) = ℓ(f(x + a (x′ − x)), y)")
-    ax.plot(at[1:-1].cpu(), phi(logits[1:-1]), "o", ms=2.5, color=COLORS[1],
+    ax.plot(along.cpu(), phi(polygon), color="0.2", lw=1.2, zorder=3,
+            label="φ(a) = ℓ(f(x + a (x′ − x)), y)")  # fmt: skip
+    ax.plot(at[1:-1].cpu(), phi(logits[1:-1]), "o", ms=3, color=COLORS[1],
             label=f"kinks: {len(at) - 2}")  # fmt: skip
     ax.set(xlabel="a = 1 − λ", ylabel="loss   [nats]", title=f"One segment, {len(at) - 1} pieces")
     ax.legend()
