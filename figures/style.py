@@ -6,6 +6,9 @@ from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
+from matplotlib.axes import Axes
+
+from theory.report import Report
 
 COLORS = sns.color_palette("colorblind")
 
@@ -27,3 +30,13 @@ def style() -> Iterator[None]:
     }
     with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(settings):
         yield
+
+
+def legend_below(ax: Axes) -> None:
+    """Where it covers no data."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+
+
+def when(check: Report) -> str:
+    """The check's place in training."""
+    return f"epoch {check.training['epoch']:.3g}" if check.training else "measured"
