@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from theory.curves import Curves
+from theory.curves import MOST_SEGMENTS, TICKS, Curves, Grid, TooManyVertices
 from theory.errors import InputError
 from theory.network import Function
-from theory.vertices import MOST_SEGMENTS, TICKS, Grid, TooManyVertices
 
 _FELT = 1e-13
 _PROBE = TICKS // 64  # of the first segment, to see how dense the vertices lie

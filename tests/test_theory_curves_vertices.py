@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.vertices import (
+from theory.curves.vertices import (
     ROUNDING,
     TICKS,
     Grid,
