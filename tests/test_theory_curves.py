@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from oracles import line_points
 from torch import nn
 
+from theory.curves import TICKS, Curves, Grid
 from theory.errors import InputError
 from theory.network import evaluating
 from theory.segments import segment_pieces
@@ -278,3 +279,22 @@ def test_random_graphs_are_followed(names, seed):
     x = torch.randn(1, 5, generator=generator(seed), dtype=torch.float64)
     scale = max(1.0, float(f(x).abs().max()))
     assert_followed(f, 5, segments=2, seed=seed, atol=1e-11 * scale)
+
+
+def test_constants_with_one_row_an_example_go_to_the_vertices_of_that_example():
+    """Whatever the number of vertices, and along any axis but the first."""
+    ticks = torch.tensor([0, 0, 0]), torch.tensor([TICKS] * 3)
+    grid = Grid.between(*ticks, 100).inserted(torch.tensor([TICKS // 2, 4 * TICKS + TICKS // 4]))
+    rows = torch.randn(len(grid.keys), 2, generator=generator(0), dtype=torch.float64)
+    constant = torch.tensor([[10.0], [20.0], [30.0]]).double()
+    by_vertex = constant[grid.segment]
+    assert by_vertex.flatten().tolist() == [10, 10, 10, 20, 20, 30, 30, 30]
+    z = Curves(rows, grid)
+    assert z.shape == (3, 2)
+    assert torch.equal((z + constant).rows, rows + by_vertex)
+    assert torch.equal((constant * z).rows, rows * by_vertex)
+    assert torch.equal(torch.cat([z, constant], 1).rows, torch.cat([rows, by_vertex], 1))
+    assert torch.equal(torch.where(constant > 15, z, 0.0).rows, rows * (by_vertex > 15))
+    assert torch.equal(
+        torch.maximum(z * 0, constant - 20).rows, (by_vertex - 20).clamp(0).expand(-1, 2)
+    )
