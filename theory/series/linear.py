@@ -121,9 +121,21 @@ def _stack(terms: int, parts: Sequence[Tensor], axis: int = 0) -> Series:
 
 
 @rule(aten.copy)
-def _copy(terms: int, target: Tensor, source: Series, non_blocking: bool = False) -> Series:
-    stack = lifted(source.stack, target.ndim).expand(-1, *target.shape)
+def _copy(terms: int, target: Tensor, source: Tensor, non_blocking: bool = False) -> Series:
+    stack = lifted(stack_of(source), target.ndim).expand(-1, *target.shape)
     return Series(stack.to(target.dtype, copy=True))
+
+
+@rule(aten.fill)
+def _fill(terms: int, target: Series, value: Operand) -> Series:
+    if not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=target.dtype, device=target.device)
+    return _copy(terms, target, value)
+
+
+@rule(aten.zero)
+def _zero(terms: int, target: Series) -> Series:
+    return Series(torch.zeros_like(target.stack[:1]))
 
 
 @rule(aten.constant_pad_nd)

@@ -160,12 +160,15 @@ def _picked(x: Series, index: Tensor, axis: int, keepdim: bool = True) -> tuple[
 
 
 @rule(aten.sort)
-def _sort(terms: int, x: Series, axis: int = -1, descending: bool = False) -> Any:
-    return _picked(x, x.stack[0].sort(axis, descending).indices, axis)
+def _sort(terms: int, x: Series, dim: int = -1, descending: bool = False, **stable: Any) -> Any:
+    index = x.stack[0].sort(dim=dim, descending=descending, **stable).indices
+    return _picked(x, index, dim)
 
 
 @rule(aten.median)
-def _median(terms: int, x: Series, axis: int, keepdim: bool = False) -> Any:
+def _median(terms: int, x: Series, axis: int | None = None, keepdim: bool = False) -> Any:
+    if axis is None:
+        return _median(terms, Series(x.stack.flatten(1)), 0)[0]
     return _picked(x, x.stack[0].median(axis, keepdim).indices, axis, keepdim)
 
 
