@@ -86,14 +86,9 @@ def _softplus(terms: int, x: Series, beta: Number = 1, threshold: Number = 20) -
     return Series(out if beta == 1 else out / beta)
 
 
-@rule(aten.log_sigmoid)
-def _log_sigmoid(terms: int, x: Series) -> Series:
-    return Series(-_softplus_of(terms, Series(-x.stack)).stack)
-
-
 @rule(aten.log_sigmoid_forward)
-def _log_sigmoid_forward(terms: int, x: Series) -> tuple[Series, Tensor]:
-    return _log_sigmoid(terms, x), x.stack.new_empty(0)
+def _log_sigmoid(terms: int, x: Series) -> tuple[Series, Tensor]:
+    return Series(-_softplus_of(terms, Series(-x.stack)).stack), x.stack.new_empty(0)
 
 
 @rule(aten.logaddexp)

@@ -67,7 +67,7 @@ def _one_by_one(operation: Any) -> Rule:
 
 
 for _operation in (
-    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.avg_pool1d, aten.avg_pool2d,
+    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.avg_pool2d,
     aten.avg_pool3d, aten.col2im, aten.cumsum, aten.flip, aten.gather, aten.im2col, aten.index,
     aten.index_select, aten.pixel_shuffle, aten.pixel_unshuffle, aten.reflection_pad1d,
     aten.reflection_pad2d, aten.reflection_pad3d, aten.repeat, aten.replication_pad1d,

@@ -183,7 +183,15 @@ class SeriesMode(TorchDispatchMode):
                 f"the model writes values that depend on its input into a constant tensor ({name}):"
                 " build the tensor by torch.cat or torch.stack"
             )
-        function = getattr(getattr(aten, name[:-1], None), func._overloadname, None)
+        packet = getattr(aten, name[:-1], None)
+        if torch.Tag.inplace_view in func.tags and packet in self.rules:
+            # Another shape of the same numbers, which the tensor itself takes on too.
+            view = self._view(self.rules[packet], target, *others, **kwargs)
+            with torch._C._DisableTorchDispatch():
+                func(target, *others, **kwargs)
+            target._stack, target.aliased = view._stack, view.aliased
+            return target
+        function = getattr(packet, func._overloadname, None)
         if function is None:
             raise InputError(
                 f"the in-place operation {name} of the model has no rule for Taylor series: use "

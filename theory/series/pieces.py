@@ -50,7 +50,6 @@ def _affine_pieces(operation: Any, backward: Any, *defaults: float, extra: tuple
 
 _hardtanh = _affine_pieces(aten.hardtanh, aten.hardtanh_backward, -1, 1)
 rule(aten.hardtanh)(_hardtanh)
-rule(aten.relu6)(lambda terms, x: _hardtanh(terms, x, 0, 6))
 rule(aten.hardshrink)(_affine_pieces(aten.hardshrink, aten.hardshrink_backward, 0.5))
 rule(aten.softshrink)(_affine_pieces(aten.softshrink, aten.softshrink_backward, 0.5))
 rule(aten.leaky_relu)(
@@ -209,8 +208,8 @@ def _locally_constant(operation: Any) -> Rule:
 
 
 for _operation in (
-    aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne, aten.isnan, aten.isinf, aten.isfinite,
-    aten.argmax, aten.argmin, aten.argsort, aten.sign, aten.round, aten.floor, aten.ceil,
+    aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne, aten.isnan, aten.isinf,
+    aten.argmax, aten.argmin, aten.sign, aten.round, aten.floor, aten.ceil,
     aten.trunc, aten.logical_not, aten.logical_and, aten.logical_or, aten.any, aten.all,
 ):  # fmt: skip
     rule(_operation)(_locally_constant(_operation))
