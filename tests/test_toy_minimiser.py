@@ -48,7 +48,7 @@ def test_colinear_points_leave_the_minimiser_free_across_their_line():
     assert (answer.unique, answer.rank) == (False, 1)
     across = np.array([2.0, -1.0])
     assert answer.w @ across == pytest.approx(0.0, abs=1e-12)
-    moved = objective.evaluate(answer.w + 5.0 * across)[0]
+    moved = objective.log_risk(answer.w + 5.0 * across)
     assert moved == pytest.approx(np.log(answer.loss), abs=1e-12)
 
 

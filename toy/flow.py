@@ -78,7 +78,7 @@ def describe(
     """Everything a `Trajectory` holds, from the path itself."""
     norm, angle, margin = gaps(w, objective.data.signed, reference)
     drift = w - np.where(np.isfinite(log_t), log_t, 0.0)[:, None] * reference.w
-    log_loss = objective.log_risks(w)
+    log_loss = np.array([objective.log_risk(row) for row in w])
     residual = np.linalg.norm(drift, axis=1)
     return Trajectory(log_t, w, norm, log_loss, angle, margin, residual, reference)
 
@@ -118,11 +118,10 @@ def gradient_flow(
     reference = max_margin(objective.data.signed)
 
     def ordinary(_: float, w: np.ndarray) -> np.ndarray:
-        _, shift, pull = objective.evaluate(w)
-        return np.exp(shift) * (pull @ objective.points)
+        return -objective.gradient(w)
 
     def logarithmic(s: float, w: np.ndarray) -> np.ndarray:
-        _, shift, pull = objective.evaluate(w)
+        shift, pull = objective.slopes(w)
         return np.exp(min(s + shift, 700.0)) * (pull @ objective.points)
 
     def jacobian(s: float, w: np.ndarray) -> np.ndarray:

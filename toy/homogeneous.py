@@ -18,7 +18,8 @@ from scipy.special import expit
 
 from theory.errors import InputError
 from toy.data import ToyData
-from toy.objective import lobatto_rule, shifted_losses
+from toy.objective import shifted_losses
+from toy.pairs import lobatto_rule
 
 
 @dataclass(frozen=True)

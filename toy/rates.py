@@ -32,7 +32,8 @@ from scipy import optimize
 from theory.errors import InputError
 from toy.flow import Trajectory
 from toy.max_margin import MaxMargin
-from toy.objective import Objective, lobatto_rule
+from toy.objective import Objective
+from toy.pairs import lobatto_rule
 
 
 @dataclass(frozen=True)
