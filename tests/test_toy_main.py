@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from figures import implicit_bias
-from toy.__main__ import main
+from toy.__main__ import Reporter, main
 from toy.data import load
 from toy.studies import Bias, measure_bias
 
@@ -54,11 +54,54 @@ def test_symmetric_data_are_drawn_with_a_note_instead_of_rates():
     assert any("symmetric" in note for note in record["notes"])
 
 
-def test_separable_names_its_certificate(capsys):
-    assert main(["separable", "--data", "cancer"]) == 0
+def test_separable_names_and_writes_its_certificate(tmp_path, capsys):
+    assert main(["separable", "--data", "cancer", "--out", str(tmp_path)]) == 0
     assert "cancer: separable" in capsys.readouterr().out
-    assert main(["separable", "--data", "rings"]) == 0
+    record = json.loads((tmp_path / "separable.json").read_text())
+    z = load("cancer").signed
+    assert (z @ record["direction"]).min() > 0
+    assert main(["separable", "--data", "rings", "--out", str(tmp_path)]) == 0
     assert "not separable" in capsys.readouterr().out
+    record = json.loads((tmp_path / "separable.json").read_text())
+    assert min(record["weights"]) >= 0
+    assert sum(record["weights"]) == pytest.approx(1.0)
+    np.testing.assert_allclose(record["weights"] @ load("rings").signed, 0, atol=1e-12)
+
+
+def test_an_intercept_separates_what_a_line_through_the_origin_does_not(tmp_path, capsys):
+    path = tmp_path / "off.csv"
+    path.write_text("1,1,1\n2,3,1\n0,0.5,0\n0.5,-1,0\n")
+    flags = ["separable", "--data", str(path), "--out", str(tmp_path)]
+    assert main(flags) == 0
+    assert "not separable" in capsys.readouterr().out
+    assert main([*flags, "--intercept"]) == 0
+    assert "csv: separable" in capsys.readouterr().out
+
+
+def test_flags_without_a_command_are_those_of_the_talk(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("toy.__main__.run", lambda flags: asked.append(flags.command) or 0)
+    assert main([]) == main(["--out", str(tmp_path)]) == 0
+    assert [type(command).__name__ for command in asked] == ["Talk", "Talk"]
+    assert asked[1].out == tmp_path
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path):
+    assert main(["bias", "--data", "moons", "--out", str(tmp_path / "new" / "deep")]) == 2
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    assert main(["bias", "--data", "moons", "--out", str(tmp_path / "old")]) == 2
+    assert (tmp_path / "old").exists()
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    now = iter([0.0, 3.0, 11.0, 12.0, 25.0])
+    monkeypatch.setattr("toy.__main__.time.monotonic", lambda: next(now))
+    report = Reporter()
+    for step in (1, 2, 3, 4):
+        report(f"step {step}")
+    report.close()
+    assert capsys.readouterr().err == "step 2 (11 s)\nstep 4 (25 s)\n"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +115,10 @@ def test_separable_names_its_certificate(capsys):
         (["bias", "--data", "nan.csv"], "NaN"),
         (["bias", "--data", "twice.csv"], "duplicates"),
         (["bias", "--data", "both.csv"], "both labels"),
+        (["bias", "--data", "huge.csv"], "rescale"),
+        (["bias", "--data", "empty.csv"], "empty"),
+        (["descent", "--batch", "100000000000"], "choose at most"),
+        (["boundary", "--side", "10000000", "--steps", "1"], "memory"),
         (["descent", "--step", "100"], "stability limit 2/L"),
         (["descent", "--protocol", "mixup"], "protocol"),
         (["sweep", "--seeds", "1"], "at least 2 seeds"),
@@ -85,6 +132,8 @@ def test_bad_input_is_one_line_and_exit_2(argv, complaint, tmp_path, monkeypatch
     (tmp_path / "one.csv").write_text("1,2,1\n3,1,1\n")
     (tmp_path / "nan.csv").write_text("1,nan,1\n3,1,0\n")
     (tmp_path / "twice.csv").write_text("1,2,1\n3,1,0\n1,2,1\n")
+    (tmp_path / "huge.csv").write_text("1e200,2,1\n3,1,0\n")
+    (tmp_path / "empty.csv").touch()
     (tmp_path / "both.csv").write_text("1,2,1\n3,1,0\n1,2,0\n")
     assert main(argv) == 2
     captured = capsys.readouterr()

@@ -130,6 +130,11 @@ def draws(objectives: Sequence[Objective], seeds: Sequence[int], recipe: Recipe)
     size = n if whole else recipe.batch
     generators = [np.random.default_rng(seed) for seed in seeds]
     runs = len(generators)
+    if runs * size * BLOCK > 2**27:
+        raise InputError(
+            f"a batch of {size} points in {runs} runs asks for {runs * size * BLOCK:.2g} random "
+            f"numbers at once; choose at most {2**27 // (BLOCK * runs)} points"
+        )
     lam = np.ones((BLOCK, runs))
     partner = np.broadcast_to(np.arange(size) % n, (BLOCK, runs, size)).copy()
     index: Any = [None] * BLOCK if whole else np.empty_like(partner)

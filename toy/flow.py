@@ -8,6 +8,7 @@ overflows or underflows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,12 +91,13 @@ def gradient_flow(
     w0: Float64[np.ndarray, " d"] | None = None,
     method: Literal["LSODA", "Radau", "DOP853"] = "LSODA",
     rtol: float = 1e-12,
+    progress: Callable[[float], object] | None = None,
 ) -> Trajectory:
     """Follow dw/dt = −∇L(w) from w(0) = w0 to t = 10^log10_t.
 
-    "mixup-soft" has a finite
-    minimiser, towards which the flow stiffens like t: it is followed until the gradient's norm is
-    1e-10 and stays from there on at the minimiser, found by Newton's method.
+    "mixup-soft" has a finite minimiser, towards which the flow stiffens like t: it is followed
+    until the gradient's norm is 1e-10 and stays from there on at the minimiser, found by Newton's
+    method.
 
     Args:
         objective: What descends; its set must be separable.
@@ -104,6 +106,7 @@ def gradient_flow(
         w0: Start; the origin by default.
         method: scipy's integrator.
         rtol: Relative tolerance; the absolute one is the same number.
+        progress: Called again and again with log10 of the time reached.
 
     Raises:
         InputError: If the set is not separable or log10_t lies outside its range.
@@ -121,6 +124,8 @@ def gradient_flow(
         return -objective.gradient(w)
 
     def logarithmic(s: float, w: np.ndarray) -> np.ndarray:
+        if progress is not None:
+            progress(s / np.log(10.0))
         shift, pull = objective.slopes(w)
         return np.exp(min(s + shift, 700.0)) * (pull @ objective.points)
 

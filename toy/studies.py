@@ -46,6 +46,8 @@ class Common:
     """Margin of clouds"""
     seed: int = 0
     """Of data, weights and draws"""
+    intercept: bool = False
+    """Add a constant feature, so that the line need not pass through the origin"""
     out: Path = Path("runs/toy")
     """Folder for the JSON record and the figures"""
     debug: bool = False
@@ -53,7 +55,8 @@ class Common:
 
     def load(self) -> ToyData:
         """The chosen set."""
-        return load(self.data, self.seed, self.points, self.dimension, self.margin)
+        data = load(self.data, self.seed, self.points, self.dimension, self.margin)
+        return data.with_bias() if self.intercept else data
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,14 @@ class Boundary(Common):
     """Grid points a side"""
 
 
+@dataclass(frozen=True)
+class Separable(Common):
+    """Is a set linearly separable? The verdict of a linear program, with its certificate."""
+
+    data: str = "cancer"
+    """As for the other studies"""
+
+
 def _record(settings: Common, **results: Any) -> Record:
     flags = {
         name: value for name, value in asdict(settings).items() if name not in ("out", "debug")
@@ -183,16 +194,22 @@ def measure_bias(settings: Bias, progress: Progress = _silent) -> Record:
     reference = max_margin(data.signed)
     series, rates, notes = [], {}, []
     for protocol in PROTOCOLS:
-        progress(f"flow of {protocol} to t = 1e{settings.log10_t:g}")
         objective = Objective(data, protocol, settings.alpha, diagonal=settings.diagonal)
-        path = gradient_flow(objective, settings.log10_t, settings.times)
+
+        def flow(log10_t: float, times: int, objective: Objective = objective) -> Trajectory:
+            aim = f"{objective.protocol}: flow to t = 1e{log10_t:g}, at 1e"
+            return gradient_flow(
+                objective, log10_t, times, progress=lambda now: progress(f"{aim}{now:.1f}")
+            )
+
+        path = flow(settings.log10_t, settings.times)
         series.append(_series(protocol, path))
         if settings.rates and protocol != "mixup-soft":
-            far = gradient_flow(objective, max(settings.log10_t, 100.0))
+            far = flow(max(settings.log10_t, 100.0), 200)
             try:
                 found = late_rates(objective, far)
                 if protocol == "mixup-signed":
-                    found.append(mixing_rate(objective, gradient_flow(objective, 300.0, 401)))
+                    found.append(mixing_rate(objective, flow(300.0, 401)))
                 rates[protocol] = [asdict(rate) for rate in found]
             except InputError as reason:
                 notes.append(f"{protocol}: {reason}")
@@ -366,17 +383,17 @@ def measure_boundary(settings: Boundary, progress: Progress = _silent) -> Record
     return _record(settings, x=train.x.tolist(), y=train.y.tolist(), panels=panels)
 
 
-def separability_line(data: ToyData) -> str:
-    """One line on whether a set is separable, with its certificate or its margin."""
+def measure_separable(settings: Separable, progress: Progress = _silent) -> Record:
+    """The verdict of the linear program, with its proof, and the max margin if there is one."""
+    data = settings.load()
+    progress("linear program")
     verdict = separability(data.signed)
+    proof: Record = {
+        "separable": verdict.separable,
+        "direction": verdict.direction.tolist(),
+        "weights": verdict.weights.tolist(),
+        "residual": verdict.residual,
+    }
     if verdict.separable:
-        answer = max_margin(data.signed)
-        return (
-            f"{data.name}: separable, margin {answer.margin:.6g}, {int(answer.support.sum())} "
-            f"support vectors, largest KKT residual {answer.kkt:.1e}"
-        )
-    points = int((verdict.weights > 1e-12).sum())
-    return (
-        f"{data.name}: not separable, {points} points y·x have a convex combination of size "
-        f"{verdict.residual:.1e}"
-    )
+        proof["max_margin"] = _reference(max_margin(data.signed))
+    return _record(settings, **proof)
