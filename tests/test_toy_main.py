@@ -3,11 +3,27 @@ import json
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from figures import implicit_bias
+from figures import implicit_bias, relu_margin, soft_minimiser
 from toy.__main__ import Reporter, main
 from toy.data import load
-from toy.studies import Bias, measure_bias
+from toy.descent import Recipe, descend
+from toy.flow import gaps
+from toy.max_margin import max_margin
+from toy.objective import Objective
+from toy.studies import (
+    Bias,
+    Descent,
+    Relu,
+    Soft,
+    Sweep,
+    measure_bias,
+    measure_descent,
+    measure_relu,
+    measure_soft,
+    measure_sweep,
+)
 
 SMALL = {
     "bias": ["--log10-t", "12", "--times", "30"],
@@ -46,6 +62,75 @@ def test_the_record_holds_the_figures_numbers():
     np.testing.assert_allclose(norm.lines[0].get_ydata(), erm["norm"] / erm["norm"][-1])
     np.testing.assert_allclose(angle.lines[1].get_ydata(), signed["angle_gap"])
     assert [len(rates) for rates in record["rates"].values()] == [4, 5]
+
+
+def text_of(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_the_figure_says_where_two_lines_are_one_and_hides_no_plateau():
+    """On the symmetric set ERM's angle gap falls below 1e-17 and is drawn all the way."""
+    record = measure_bias(Bias(data="soudry", log10_t=30.0, times=40, rates=False))
+    figure = implicit_bias.plot(record)
+    assert "lie on each other" in text_of(figure)
+    drawn = figure.axes[2].lines[0].get_ydata()
+    assert drawn[-1] < 1e-19
+    assert (np.diff(np.log(drawn[20:])) < 0).all()
+
+
+def test_empty_panels_say_why(tmp_path):
+    path = tmp_path / "colinear.csv"
+    path.write_text("1,1,1\n2,2,1\n-1,-1,-1\n-3,-3,-1\n")
+    record = measure_bias(Bias(data=str(path), log10_t=10.0, times=10, rates=False))
+    text = text_of(implicit_bias.plot(record))
+    assert text.count("no gap above rounding") == 2
+    assert "colinear.csv" in text
+    assert str(tmp_path) not in text
+    soft = measure_soft(Soft(data=str(path), alphas=(0.1, 1.0), margins=(1.0, 2.0)))
+    figure = soft_minimiser.plot(soft)
+    assert text_of(figure).count("0° to rounding") == 2
+    assert not figure.axes[2].lines[1].get_ydata().any()
+
+
+def test_only_the_chosen_algorithms_run_and_the_title_says_how():
+    record = measure_descent(Descent(algorithms=("gd", "adam"), steps=30, sampled=False))
+    assert [series["label"] for series in record["series"]] == ["gd", "adam"]
+    text = text_of(implicit_bias.plot(record))
+    assert "labels absorbed (signed) on skewed" in text
+    assert "exact over λ and pairs" in text
+
+
+def test_an_exact_sweep_draws_nothing():
+    """Two seeds of the draws, one data set each: only data set the results apart."""
+    flags = {"seeds": 2, "alphas": (1.0,), "steps": 20, "algorithm": "momentum"}
+    record = measure_sweep(Sweep(sampled=False, **flags))
+    data = load("clouds", seed=1, n=40)
+    path = descend(
+        [Objective(data, "mixup-signed")], Recipe("momentum", 20, records=60), seeds=[99]
+    )
+    alone = gaps(path.w[:, 0], data.signed, max_margin(data.signed))[1]
+    other = load("clouds", seed=0, n=40)
+    path = descend([Objective(other, "mixup-signed")], Recipe("momentum", 20, records=60))
+    alone = (alone + gaps(path.w[:, 0], other.signed, max_margin(other.signed))[1]) / 2
+    np.testing.assert_allclose(record["series"][1]["angle_gap"], alone, rtol=1e-9)
+
+
+def test_the_angle_has_a_sign_in_the_plane_only():
+    soft = measure_soft(Soft(alphas=(1.0,), margins=(0.1, 10.0)))
+    low, high = (row["signed_angle_degrees"] for row in soft["by_margin"])
+    assert low > 20
+    assert high < -20
+    assert soft["by_alpha"][0]["angle_degrees"] == pytest.approx(
+        abs(soft["by_alpha"][0]["signed_angle_degrees"])
+    )
+    solid = measure_soft(Soft(data="clouds", dimension=3, alphas=(1.0,), margins=(1.0,)))
+    assert solid["by_alpha"][0]["signed_angle_degrees"] is None
+    assert "signed" not in text_of(soft_minimiser.plot(solid))
+
+
+def test_the_relu_figure_says_why_mixup_ends():
+    record = measure_relu(Relu(steps=400, points=12))
+    assert "its steps are used up" in text_of(relu_margin.plot(record))
 
 
 def test_symmetric_data_are_drawn_with_a_note_instead_of_rates():
@@ -177,6 +262,8 @@ def test_colinear_points_are_said_to_leave_the_minimiser_undetermined(tmp_path, 
     [
         (["bias", "--alpha", "1e6", "--no-rates"], "too concentrated for a quadrature rule"),
         (["soft", "--alphas"], "at least one value"),
+        (["descent", "--algorithms"], "at least one of gd"),
+        (["descent", "--algorithms", "newton"], "newton"),
         (["boundary", "--data", "clouds"], "--data"),
         (["sweep", "--data", "digits"], "--data"),
     ],
