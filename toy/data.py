@@ -168,8 +168,10 @@ def _read_csv(path: Path) -> ToyData:
     """A comma-separated file without header: features, then the label (0/1 or −1/+1)."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as fault:
-        raise InputError(f"{path}: cannot be read as text ({fault})") from None
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be read ({fault.strerror}); name a .csv file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no UTF-8 text; save it as comma-separated text") from None
     if not lines:
         raise InputError(f"{path}: the file is empty; write one point a line, its label last")
     try:

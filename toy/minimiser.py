@@ -114,8 +114,10 @@ def _newton(
         while True:
             trial = w + damping * (basis @ direction)
             value = np.exp(objective.log_risk(trial))
-            # Where the decrease is below rounding the full step is the right one.
-            enough = value <= risk + 1e-4 * damping * slope + 1e-15
+            enough = value <= risk + 1e-4 * damping * slope
+            # Where rounding hides the decrease the gradient tells.
+            if not enough and abs(value - risk) <= 1e-13:
+                enough = np.linalg.norm(objective.gradient(trial) @ basis) < size
             if enough or damping < 1e-8:
                 break
             damping /= 2.0
