@@ -1,4 +1,6 @@
-"""What exact q costs over a plain forward pass, and that the n² computation's memory is flat.
+"""What exact q and its approximations cost over a plain forward pass, as values and as penalties.
+
+Also that the n² computation's memory is flat.
 
 PreActResNet-18, evaluation mode, batch 16, float32, 3 × 32 × 32 inputs.
 """
@@ -14,7 +16,9 @@ from benchmarks.timing import emit, interleaved
 from deep.models import build_model
 from theory.alignment import gradient_alignment
 from theory.attribution import LayerShares
-from theory.first_order import directional_q, first_order
+from theory.corrections import difference_quotient
+from theory.first_order import directional_q, first_order, loss_gradient, q_hat
+from theory.losses import loss
 from theory.network import Function, evaluating
 from theory.regularizer import mixup_risk
 
@@ -35,6 +39,10 @@ def main() -> None:
         ("exact q by one vjp", "vjp", 2.5),
         ("exact q, both gaps and the attribution by layer", "attributed", 4.0),
         ("exact q by torch.func.jvp", "jvp", None),
+        ("q by a difference quotient", "quotient", None),
+        ("q̂ as a penalty, with its parameter gradient", "penalty q̂", None),
+        ("the difference quotient as a penalty", "penalty quotient", None),
+        ("exact q as a penalty, by double backward", "penalty vjp", None),
     ):
         emit(name, seconds, contestant, "forward", goal, settings)
     _emit_alignment(model)
@@ -50,8 +58,27 @@ def _contestants(model: nn.Module, f: Function, x: Tensor, targets: Tensor, mean
         with LayerShares(model):
             first_order(f, x, targets, mean)
 
+    def quotient() -> Tensor:
+        return difference_quotient(f, x, targets, mean, loss(f(x), targets))
+
+    def no_graph() -> None:
+        with torch.no_grad():
+            quotient()
+
+    def penalty(values: Tensor) -> None:
+        torch.autograd.grad(values.abs().sum(), parameters, allow_unused=True)
+
+    def exact() -> Tensor:
+        _, c = loss_gradient(f, x, targets, create_graph=True)
+        return (c * (mean - x)).flatten(1).sum(1)
+
+    parameters = list(model.parameters())
     return {
         "forward": forward,
+        "quotient": no_graph,
+        "penalty q̂": lambda: penalty(q_hat(f(x), targets)),
+        "penalty quotient": lambda: penalty(quotient()),
+        "penalty vjp": lambda: penalty(exact()),
         "vjp": lambda: first_order(f, x, targets, mean),
         "attributed": attributed,
         "jvp": lambda: directional_q(f, x, targets, mean - x),

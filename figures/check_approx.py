@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.style import COLORS, style
+from figures.orders import draw_convergence, draw_orders, draw_remainders
+from figures.style import COLORS, legend_below, style, when
 from theory.record import write_atomically
 from theory.report import Report
 
@@ -26,12 +27,12 @@ def draw_q(ax: Axes, checks: Sequence[Report]) -> None:
         agreement = check.agreement["value"]
         ax.scatter(
             check.samples["q_hat"], check.samples["q"], s=12, alpha=0.7, color=color, marker=marker,
-            label=f"{_when(check)}: error {agreement['relative_error']:.2g}, "
+            label=f"{when(check)}: error {agreement['relative_error']:.2g}, "
             f"r = {agreement['pearson']:.2f}",
         )  # fmt: skip
     ax.axline((0, 0), slope=1, color="0.4", lw=0.8, ls="--", label="q = q̂")
     ax.set(xlabel="q̂ = (y − g)ᵀf   [nats]", ylabel="exact q   [nats]", title="q against q̂")
-    _legend_below(ax)
+    legend_below(ax)
 
 
 def draw_errors(ax: Axes, checks: Sequence[Report]) -> None:
@@ -52,7 +53,7 @@ def draw_errors(ax: Axes, checks: Sequence[Report]) -> None:
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="epoch", ylabel="relative to ‖q‖", title="Error through training")
-    _legend_below(ax)
+    legend_below(ax)
 
 
 def draw_correlations(ax: Axes, checks: Sequence[Report]) -> None:
@@ -72,7 +73,7 @@ def draw_correlations(ax: Axes, checks: Sequence[Report]) -> None:
     ax.axhline(0, color="0.4", lw=0.8)
     ax.set(xlabel="epoch", ylabel="cosine or correlation", ylim=(-1.05, 1.05))
     ax.set_title("Agreement through training")
-    _legend_below(ax)
+    legend_below(ax)
 
 
 def draw_attribution(ax: Axes, checks: Sequence[Report], most: int = 12) -> None:
@@ -83,7 +84,7 @@ def draw_attribution(ax: Axes, checks: Sequence[Report], most: int = 12) -> None
     # Shares that are rounding, next to the losses that they were taken from, are none.
     table = table[table["share"] > 1e-6 * check.samples["q_hat"].abs().mean()]
     table = table.nlargest(most, "share")
-    ax.set_title(f"Which layer breaks J x = f, {_when(check)}")
+    ax.set_title(f"Which layer breaks J x = f, {when(check)}")
     ax.set_xlabel("mean |share| of the homogeneity gap   [nats]")
     if table.empty:
         ax.set_yticks([])
@@ -110,8 +111,8 @@ def draw_gaps(ax: Axes, checks: Sequence[Report]) -> None:
                    label=label)  # fmt: skip
     ax.axline((0, 0), slope=1, color="0.4", lw=0.8, ls="--", label="explains all of it")
     ax.set(xlabel="q − q̂   [nats]", ylabel="gap   [nats]")
-    ax.set_title(f"Which gap makes the error, {_when(checks[-1])}")
-    _legend_below(ax)
+    ax.set_title(f"Which gap makes the error, {when(checks[-1])}")
+    legend_below(ax)
 
 
 PANELS: dict[str, Panel] = {
@@ -120,17 +121,24 @@ PANELS: dict[str, Panel] = {
     "attribution": draw_attribution,
     "errors": draw_errors,
     "agreement": draw_correlations,
+    "orders": draw_orders,
+    "remainders": draw_remainders,
+    "convergence": draw_convergence,
 }
-_THROUGH_TRAINING = ("errors", "agreement")
+_OVERVIEW = ("q", "gaps", "attribution", "errors")
 
 
 def panels_of(checks: Sequence[Report]) -> dict[str, Panel]:
-    """The panels that these checks can fill; one check has no course of training to show."""
-    return {
-        name: panel
-        for name, panel in PANELS.items()
-        if len(checks) > 1 or name not in _THROUGH_TRAINING
+    """The panels that these checks can fill."""
+    orders = checks[-1].orders
+    fillable = {
+        "errors": len(checks) > 1,  # one check has no course of training to show
+        "agreement": len(checks) > 1,
+        "orders": bool(orders),
+        "remainders": bool(orders),
+        "convergence": bool(orders and orders["convergence"]),
     }
+    return {name: panel for name, panel in PANELS.items() if fillable.get(name, True)}
 
 
 def plot_panel(name: str, checks: Sequence[Report]) -> Figure:
@@ -149,7 +157,7 @@ def plot_overview(checks: Sequence[Report]) -> Figure:
         title = f"{Path(settings['model']).name} on {settings['data']}"
         if len(checks) > 1:
             title += f", trained by {settings['objective']}"
-    names = [name for name in panels_of(checks) if name != "agreement"]
+    names = [name for name in panels_of(checks) if name in _OVERVIEW]
     shape = (2, 2) if len(names) == 4 else (1, 3)
     with style():
         figure = Figure(figsize=(4.6 * shape[1], 4.0 * shape[0]))
@@ -171,12 +179,3 @@ def save(folder: Path, checks: Sequence[Report], names: Sequence[str] | None = N
         paths.append(folder / f"{name}.png")
         write_atomically(paths[-1], figure.savefig)
     return paths
-
-
-def _legend_below(ax: Axes) -> None:
-    """Where it covers no data."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
-
-
-def _when(check: Report) -> str:
-    return f"epoch {check.training['epoch']:.3g}" if check.training else "measured"

@@ -7,6 +7,9 @@ from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
+from matplotlib.axes import Axes
+
+from theory.report import Report
 
 COLORS = sns.color_palette("colorblind")
 
@@ -33,3 +36,13 @@ def style() -> Iterator[None]:
 def data_name(settings: Mapping[str, Any]) -> str:
     """What a figure calls a study's data: a file's name without its folder."""
     return Path(settings["data"]).name
+
+
+def legend_below(ax: Axes) -> None:
+    """Where it covers no data."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+
+
+def when(check: Report) -> str:
+    """The check's place in training."""
+    return f"epoch {check.training['epoch']:.3g}" if check.training else "measured"

@@ -35,4 +35,4 @@ def test_unknown_benchmarks_are_refused_with_the_choices(flags):
         [sys.executable, "-m", "benchmarks", *flags], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 2
-    assert "choose from first_order" in done.stderr
+    assert "choose from expectation, first_order" in done.stderr

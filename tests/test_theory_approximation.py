@@ -1,5 +1,6 @@
 """`check_approximation` as a library: whole reports against closed forms, and its bad input."""
 
+import functools
 import math
 
 import jaxtyping
@@ -10,6 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from theory import InputError, Thresholds, check_approximation
+from theory.expectation import Sampling
+from theory.network import evaluating
+from theory.regularizer import regularizer, taylor_regularizer
 
 
 def data(n=12, shape=(4,), classes=3, seed=0, dtype=torch.float32):
@@ -46,6 +50,64 @@ def test_linear_model_gives_the_closed_form_of_every_column():
     layers = report.attribution.set_index("layer")
     assert layers.loc["(model)", "mean"] == pytest.approx(((g - Y) @ b).mean())
     assert layers.loc["(unattributed)", "mean_abs"] < 1e-14
+
+
+def test_corrections_of_a_linear_model_have_closed_forms():
+    """The last layer's bias is the whole homogeneity gap there, and the quotient is the loss's."""
+    torch.manual_seed(1)
+    model = nn.Linear(4, 3).double()
+    x, y = data(dtype=torch.float64)
+    report = check_approximation(model, [(x, y)], pair_samples=2, gradients=False)
+    table = report.corrections.set_index("approximation")
+    s = report.samples
+    g = model(x).softmax(1).detach()
+    bias = ((g - F.one_hot(y, 3)) @ model.bias.detach()).numpy()
+    start = F.cross_entropy(model(x), y, reduction="none")
+    moved = F.cross_entropy(model(x + 0.01 * (x.mean(0) - x)), y, reduction="none")
+    truth = {
+        "q̂": s["q_hat"],
+        "q̂ + last layer's bias": s["q_hat"] + bias,
+        "difference quotient": ((moved - start) / 0.01).detach().numpy(),
+        "q̂ + normalisation gap": s["q"] - bias,
+        "q̂ + shares of all layers": s["q_hat"] + bias,
+        "exact q": s["q"],
+    }
+    assert list(table.index) == list(truth)
+    for name, values in truth.items():
+        error = np.linalg.norm(s["q"] - values) / np.linalg.norm(s["q"])
+        assert table["relative_error"][name] == pytest.approx(error, rel=1e-9, abs=1e-12)
+        assert table["pearson"][name] == pytest.approx(np.corrcoef(s["q"], values)[0, 1])
+        slope = np.polyfit(values, s["q"], 1)[0]
+        assert table["slope"][name] == pytest.approx(slope, rel=1e-8)
+    assert (table["forwards"] < table["penalty_forwards"]).all()
+
+
+def test_on_centred_data_the_shares_of_all_layers_mend_q_hat_and_the_last_one_does_not():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)).double()
+    x, y = data(dtype=torch.float64)
+    report = check_approximation(
+        model, [(x - x.mean(0), y)], pair_samples=2, batch_size=5, gradients=False
+    )
+    error = report.corrections.set_index("approximation")["relative_error"]
+    assert error["q̂ + shares of all layers"] < 1e-12
+    assert error["q̂ + last layer's bias"] > 0.01
+    assert error["q̂ + normalisation gap"] == pytest.approx(error["q̂"], rel=1e-9)
+
+
+def test_a_correction_that_cannot_be_had_has_no_row():
+    """No last bias; no shares by example in batch mode, where the last layer still has its own."""
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3, bias=False))
+    options = {"pair_samples": 2, "gradients": False}
+    names = check_approximation(bare, [data()], **options).corrections["approximation"]
+    assert "q̂ + last layer's bias" not in set(names)
+    assert "q̂ + shares of all layers" in set(names)
+    normed = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    report = check_approximation(normed, [data()], batch_norm="batch", **options)
+    names = report.corrections["approximation"]
+    assert "q̂ + shares of all layers" not in set(names)
+    assert "q̂ + last layer's bias" in set(names)
 
 
 def test_theorem_1_holds_to_rounding_on_a_smooth_net():
@@ -162,6 +224,34 @@ def test_recurrent_networks_work_to_second_order_and_close(kind):
     assert report.attribution.set_index("layer").loc["(unattributed)", "mean_abs"] < 1e-14
 
 
+def test_first_order_claim_is_about_all_samples_and_its_interval_holds_the_exact_value():
+    """R over all 12 samples by quadrature, where the identity is checked on 3 of them."""
+    model = small().double()
+    with torch.no_grad():
+        model[2].weight *= 5
+    x, _ = data(dtype=torch.float64)
+    y = model(x).argmax(1)  # so that the loss rises along segments and R is no small difference
+    report = check_approximation(model, [(x, y)], pair_samples=3, gradients=False, tolerance=0.05)
+    with evaluating(model) as f:
+        targets = F.one_hot(y, 3).double()
+        r = float(regularizer(f, x, targets, alpha=1.0, nodes=40).mean())
+        r_1 = float(taylor_regularizer(f, x, targets, order=1, alpha=1.0).mean())
+    claim, sampled = report.claims["first_order"], report.regularizer["sampled"]
+    assert sampled["first_order"] == pytest.approx(r_1, rel=1e-10)
+    assert sampled["met"]
+    assert (sampled["high"] - sampled["low"]) / 2 <= 0.05 * abs(sampled["mean"])
+    assert claim.low <= abs(r - r_1) / abs(r) <= claim.high  # 19 times of 20; the seed is fixed
+    assert claim.value == pytest.approx(abs(1 - r_1 / sampled["mean"]))
+    assert "over 12 samples" in claim.note
+    assert report.regularizer["samples"] == 3
+
+
+def test_a_tolerance_out_of_reach_is_said(monkeypatch):
+    monkeypatch.setattr("theory.approximation.Sampling", functools.partial(Sampling, most=200))
+    report = check_approximation(small(), [data()], pair_samples=2, tolerance=1e-6)
+    assert "the tolerance of 1e-06 was not reached" in report.claims["first_order"].note
+
+
 def test_second_order_tells_more_of_r_than_the_first_on_a_nearly_linear_net():
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
@@ -207,7 +297,7 @@ def test_progress_reports_work_and_pairs_obey_the_time():
         small(), [data()], pair_seconds=1e-9, on_progress=done.append, gradients=False
     )
     assert sum(done) > 0
-    assert report.regularizer["samples"] == 4
+    assert report.regularizer["samples"] == 3
     assert report.claims["gradient"].note == "not asked for"
     many = check_approximation(small(), [data()], pair_seconds=5, gradients=False)
     assert many.regularizer["samples"] == 12
@@ -315,6 +405,7 @@ BAD = {
     "a scalar": (Column, [(X, Y)], {}, "one row of logits"),
     "one softmax logit": (lambda: nn.Linear(4, 1), [(X, Y)], {}, "sigmoid head"),
     "pair samples": (small, [(X, Y)], {"pair_samples": 0}, "pair_samples is 0"),
+    "tolerance": (small, [(X, Y)], {"tolerance": -0.1}, "tolerance is -0.1"),
     "pair seconds": (small, [(X, Y)], {"pair_seconds": -1.0}, "pair_seconds is -1"),
     "text dtype": (small, [(X, Y)], {"dtype": "float64"}, "pass torch.float32"),
     "a function": (lambda: lambda x: x[:, :3], [(X, Y)], {}, "pass a torch.nn.Module"),

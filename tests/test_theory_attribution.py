@@ -329,6 +329,43 @@ def test_hooks_are_gone_afterwards_also_after_an_exception():
         assert not module._forward_pre_hooks
 
 
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("tanh-mlp", "2"),
+        ("single-logit", "fc2"),
+        ("transformer", "fc"),
+        ("inplace-residual", "fc"),
+        ("relu-conv-no-bias", "6"),
+    ],
+)
+def test_the_last_layer_is_known_by_its_output(name, last):
+    problem = make_problem(case_named(name))
+    shares = measure(problem.model, problem.x, problem.targets, problem.head)[1]
+    assert shares.last == last
+    if last in shares.by_layer:
+        with torch.no_grad(), evaluating(problem.model) as f:
+            logits = f(problem.x)
+        g = logits.softmax(1) if problem.head == "softmax" else logits.sigmoid()
+        bias = problem.model.get_submodule(last).bias
+        torch.testing.assert_close(shares.by_layer[last], (g - problem.targets) @ bias.detach())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 3), nn.Tanh()),
+        nn.Sequential(nn.Linear(4, 3), nn.ReLU()),
+        LeafNet(),
+        OwnLinear(4, 3),
+    ],
+    ids=["tanh", "relu", "leaf", "own"],
+)
+def test_a_network_that_does_not_end_in_an_affine_layer_has_no_last_one(model):
+    shares = measure(model.double(), torch.randn(5, 4).double(), soft_targets(5, 3))[1]
+    assert shares.last is None
+
+
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="evaluation mode"), LayerShares(nn.Linear(2, 2)):
         pass

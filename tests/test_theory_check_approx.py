@@ -90,6 +90,8 @@ def test_command_trains_checks_and_writes_everything(net, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.count("error of q̂") == 3
+    for name in ("forwards", "q̂ + last layer's bias", "difference quotient", "exact q"):
+        assert name in done.stdout
     for claim in ("L_mix = L_std + R", "q̂ ≈ q", "q̂ trains as q does", "Derivatives are right"):
         assert claim in done.stdout
 
@@ -173,7 +175,8 @@ def test_checkpoint_is_what_is_checked(net, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--batch-norm", "batch"], ["--head", "sigmoid"],
                                    ["--order", "2"], ["--dtype", "float64"],
-                                   ["--alpha", "0.2", "--beta", "3"]])  # fmt: skip
+                                   ["--alpha", "0.2", "--beta", "3"],
+                                   ["--tolerance", "0.5"]])  # fmt: skip
 def test_every_option_runs(net, tmp_path, flags, capsys):
     code = main(
         ["--model", f"{net}:net", *QUICK, "--epochs", "0", *flags, "--out", str(tmp_path / "o")]
@@ -254,6 +257,8 @@ BAD = {
     "nodes zero": (["--model", "lenet", "--nodes", "0"], "--nodes is 0"),
     "pair-samples zero": (["--model", "lenet", "--pair-samples", "0"], "--pair-samples is 0"),
     "pair-seconds": (["--model", "lenet", "--pair-seconds", "-1"], "--pair-seconds is -1"),
+    "tolerance zero": (["--model", "lenet", "--tolerance", "0"], "--tolerance is 0"),
+    "tolerance nan": (["--model", "lenet", "--tolerance", "nan"], "--tolerance is nan"),
     "bad condition": (["--model", "lenet", "--fail-on", "q>1"], "--fail-on"),
     "diverging": (["--model", "{net}:net", "--lr", "1e30", "--no-gradients"], "learning rate"),
 }

@@ -151,3 +151,30 @@ def test_a_mixture_draws_each_component_by_its_weight():
     law = BetaMixture(((0.25, 1.0, 1e6), (0.75, 1e6, 1.0)))
     low = (law.sample(4000, torch.Generator().manual_seed(0)) < 0.5).double().mean()
     assert abs(float(low) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
+
+
+@every_law
+@pytest.mark.parametrize("relabelled", [False, True])
+def test_inverse_maps_even_numbers_to_the_law(alpha, beta, relabelled):
+    """The k-th smallest of n lies where the distribution function is (k + 1/2)/n."""
+    law = law_of(alpha, beta, relabelled)
+    n = 2000
+    lam = np.sort(law.inverse((np.arange(n) + 0.5) / n))
+    assert ((lam >= 0) & (lam <= 1)).all()
+    cdf = sum(weight * stats.beta(p, q).cdf(lam) for weight, p, q in law.components)
+    told_apart = lam < 1 - 1e-9  # from 1, and so from each other
+    # Two components cut at their shares leave at most a number each out of place.
+    np.testing.assert_allclose(cdf[told_apart], ((np.arange(n) + 0.5) / n)[told_apart], atol=2 / n)
+
+
+def test_inverse_of_one_component_is_its_quantile_function():
+    u = np.random.default_rng(0).random((3, 40))
+    np.testing.assert_allclose(
+        relabelled_law(0.7).inverse(u), stats.beta(1.7, 0.7).ppf(u), rtol=1e-10
+    )
+
+
+def test_inverse_takes_both_ends():
+    for law in (beta_law(0.5, 3.0), relabelled_law(0.5, 3.0)):
+        assert law.inverse(np.array([0.0])) == 0
+        assert law.inverse(np.array([1.0])) == 1

@@ -1,6 +1,7 @@
 """Theorem 1 against triple loops with adaptive integration, Monte Carlo and closed forms."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -351,7 +352,10 @@ def test_measurement_collects_both_sides_and_the_orders(alpha, beta):
     assert got["first_order_pearson"] == pytest.approx(np.corrcoef(r, r_k[0])[0, 1], rel=1e-9)
     same = np.mean(np.sign(r.numpy()) == np.sign(r_k[0].numpy()))
     assert got["first_order_sign_agreement"] == pytest.approx(same)
-    # The budget that chooses how many pairs to take counts the work that is then done.
+    # The budget that chooses how many pairs to take counts the work that is then done, and the
+    # estimate of R over all examples may take as much as both sides on all pairs.
+    sides = replace(settings, order=1)
+    assert settings.draws(5) == pytest.approx(25 * sides.rows_per_pair, rel=0.01)
     assert sum(work) == pytest.approx(25 * settings.rows_per_pair, rel=0.01)
 
 

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import subprocess
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,8 +14,13 @@ from torch import nn
 
 from theory import InputError, check_approximation, read_reports
 from theory.record import environment, write_atomically
-from theory.report import SCHEMA_VERSION, Claim, claims_table
-from theory.verdicts import CONDITION_NAMES, broken_conditions, parse_condition
+from theory.report import SCHEMA_VERSION, Claim, claims_table, corrections_table
+from theory.verdicts import (
+    CONDITION_NAMES,
+    broken_conditions,
+    parse_condition,
+    rest_of_first_order,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def test_verdict_is_the_comparison(value, comparison, verdict):
 def test_json_round_trip_keeps_every_number(report, tmp_path):
     report.to_json(tmp_path / "r.json")
     (back,) = read_reports(tmp_path / "r.json")
-    for frame in ("samples", "agreement", "attribution", "alignment"):
+    for frame in ("samples", "agreement", "attribution", "corrections", "alignment"):
         pd.testing.assert_frame_equal(
             getattr(back, frame), getattr(report, frame), check_names=False
         )
@@ -51,6 +58,36 @@ def test_json_round_trip_keeps_every_number(report, tmp_path):
     assert back.regularizer == report.regularizer
     assert back.settings == json.loads(json.dumps(report.settings))
     assert back.environment == report.environment
+
+
+def test_records_from_before_corrections_can_be_read(report, tmp_path):
+    report.to_json(tmp_path / "r.json")
+    content = json.loads((tmp_path / "r.json").read_text())
+    del content["checks"][0]["corrections"]
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    (back,) = read_reports(tmp_path / "r.json")
+    assert back.corrections.empty
+    assert str(back) == str(report)
+
+
+def test_an_unbounded_interval_survives_the_round_trip(report, tmp_path):
+    claims = {"c": Claim("c", "s", "m", 1.0, "<=", 0.5, low=0.2, high=math.inf)}
+    replace(report, claims=claims).to_json(tmp_path / "r.json")
+    assert read_reports(tmp_path / "r.json")[0].claims == claims
+
+
+def test_corrections_are_shown_with_their_costs_and_errors(report):
+    """One row each, in columns, the first and the last known by heart."""
+    lines = corrections_table([report, report]).splitlines()
+    assert len(lines) == 2 + len(report.corrections)
+    first, last = (line.split() for line in (lines[2], lines[-1]))
+    error = report.claims["q_hat"].value
+    assert first[1:] == [
+        "1.0",
+        "3.2",
+        *[f"{error:.3g}", f"{report.agreement['value']['pearson']:+.2f}"] * 2,
+    ]
+    assert last[-4:] == ["0", "+1.00", "0", "+1.00"]
 
 
 def test_json_is_standard_and_says_its_version_and_verdicts(report, tmp_path):
@@ -164,3 +201,23 @@ def test_what_was_not_measured_breaks_its_condition(report):
 def test_every_condition_name_can_be_judged(report):
     for name in CONDITION_NAMES:
         assert len(broken_conditions(report, [f"{name}>-1e9"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("first_order", "low", "high"),
+    [(0.1, 0.2, 0.4), (0.3, 0.2, 0.4), (0.9, 0.2, 0.4), (-0.1, 0.2, 0.4), (0.1, -0.4, -0.2)],
+)
+def test_the_interval_of_the_rest_is_its_range_over_that_of_r(first_order, low, high):
+    r = np.linspace(low, high, 20001)
+    rest = np.abs(r - first_order) / np.abs(r)
+    value, least, greatest = rest_of_first_order(first_order, float(r[5000]), low, high)
+    assert value == pytest.approx(rest[5000])
+    assert least == pytest.approx(rest.min(), abs=1e-4)
+    assert greatest == pytest.approx(rest.max())
+
+
+def test_an_interval_around_zero_leaves_the_rest_unbounded():
+    value, least, greatest = rest_of_first_order(-0.3, 0.1, -0.1, 0.3)
+    assert value == pytest.approx(4)
+    assert least == pytest.approx(2)
+    assert greatest == math.inf

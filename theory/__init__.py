@@ -6,11 +6,15 @@
 | λ ~ Beta(α, β) and 𝒟_λ (Theorem 1), E[a_λ^k]        | `mixing.beta_law`, `mixing.relabelled_law` |
 | Theorem 1, L_mix = L_std + R                        | `regularizer.mixup_risk`, `.regularizer`  |
 | Theorem 1, the expansion cut off at order K         | `regularizer.taylor_regularizer`          |
+| its second-order term over all x' at once           | `second_order`                            |
+| R where n² pairs are too many, with standard errors | `expectation.sampled_regularizer`         |
 | Taylor terms of f and of the loss along x' − x      | `taylor`                                  |
 | q = (g − y)ᵀ J (E[x'] − x) of the first-order term  | `first_order.first_order`                 |
 | equation (1), q̂ = (y − g)ᵀ f, and its two errors    | `first_order.q_hat`, `.FirstOrder`        |
 | J x ≈ f (ReLU): which layer breaks it               | `attribution.LayerShares`                 |
+| what would mend q̂, and at which price              | `corrections`                             |
 | penalty |q̂| in place of |q|: parameter gradients    | `alignment.gradient_alignment`            |
+| the proofs: every step as an identity in symbols    | `symbolic`                                |
 | all of it, for one network                          | `check_approximation`                     |
 
 Importing this package loads nothing heavy; the names below load their modules on first use.

@@ -20,19 +20,32 @@ from torch import Tensor, nn
 from theory.agreement import compare
 from theory.alignment import gradient_alignment
 from theory.attribution import LayerShares, attribution_table
+from theory.corrections import (
+    EXACT,
+    LAST_LAYER,
+    LAYERS,
+    NORMALIZATION,
+    Q_HAT,
+    QUOTIENT,
+    corrections_frame,
+    difference_quotient,
+)
 from theory.errors import InputError
+from theory.expectation import Sampling, sampled_regularizer
 from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
 from theory.network import BatchNormMode, Function, copy_in, evaluating
+from theory.orders import measure_orders
 from theory.regularizer import PairSettings, measure_theorem_1
 from theory.report import Report
 from theory.self_check import derivative_self_check
+from theory.taylor import Engine
 from theory.verdicts import Thresholds, judge
 
 SELF_CHECK_SAMPLES = 4
 # Cost for one example in forward passes, as `python -m benchmarks first_order` finds it, rounded.
-FIRST_ORDER_WORK, GRADIENT_WORK = 2.0, 15.0
+FIRST_ORDER_WORK, GRADIENT_WORK = 3.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,9 @@ def check_approximation(
     nodes: int = 8,
     pair_samples: int | None = None,
     pair_seconds: float = 30.0,
+    tolerance: float | None = None,
     thresholds: Thresholds | None = None,
+    engine: Engine = "series",
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> Report:
@@ -96,9 +111,14 @@ def check_approximation(
         nodes: Quadrature nodes for the expectation over λ; the error that they leave is measured.
         pair_samples: Number of examples whose pairs are all taken for the exact R, at most the
             number in `data`. Where it is not given, as many as `pair_seconds` allow.
-        pair_seconds: About how long that part may take; the network's speed is measured first.
+        pair_seconds: About how long that part and an estimate of R over all of `data` may take
+            together; the network's speed is measured first. Both cost the same.
+        tolerance: Go on with the estimate of R until its 95 % interval's half-width is below this
+            part of it, however long that takes.
         thresholds: What the claims are held against.
-        seed: Of the bootstrap.
+        engine: How Taylor terms above the first are computed: "series", or "nested" for nested
+            jvp, the readable reference, up to order 4.
+        seed: Of the bootstrap and of the estimate's draws.
         on_progress: Called now and then with the work done since the last call, in forward passes
             of one example.
 
@@ -123,17 +143,18 @@ def check_approximation(
             raise InputError(f"{name} is {number}: it must be at least 1")
     if not 0 < pair_seconds < math.inf:
         raise InputError(f"pair_seconds is {pair_seconds}: it must be positive and finite")
+    Sampling(tolerance=tolerance)  # refuses a bad one
     if order > 1 and batch_norm == "batch":
         raise InputError(
-            "order above 1 with batch_norm='batch' is refused: PyTorch's nested jvp returns wrong "
-            "second derivatives through train-mode batch norm; use order=1 or batch_norm='eval'"
+            "order above 1 with batch_norm='batch' is refused: batch statistics couple the "
+            "examples, so that none has a series of its own; use order=1 or batch_norm='eval'"
         )
     model = _checked_model(model, dtype)
     examples = _gather(model, data, mean, head, batch_size)
     progress = on_progress or (lambda rows: None)
 
     with evaluating(model, batch_norm) as f:
-        samples, attribution = _first_order_part(
+        samples, attribution, approximations = _first_order_part(
             model, f, examples, head, batch_norm, batch_size, progress
         )
         alignment, alignment_note = pd.DataFrame(), "not asked for"
@@ -142,29 +163,45 @@ def check_approximation(
                 model, f, examples, head, batch_norm, batch_size, progress
             )
         pairs: dict[str, Any] = {}
+        orders: dict[str, Any] = {}
         if batch_norm == "eval":
-            plan = PairSettings(alpha, beta, head, order, nodes, batch_size)
+            plan = PairSettings(alpha, beta, head, order, nodes, batch_size, engine)
             n = pair_samples or plan.affordable(f, examples.x, examples.targets, pair_seconds)
-            x, targets = examples.spread(min(n, len(examples.x)))
+            n = min(n, len(examples.x))
+            x, targets = examples.spread(n)
             pairs = measure_theorem_1(f, x, targets, plan, progress)
+            if order > 1:
+                orders = measure_orders(
+                    f, x, targets, np.array(pairs["r_of_sample"]), order=order, alpha=alpha,
+                    beta=beta, head=head, engine=engine, rows=plan.rows(x),
+                    on_pairs=lambda done: progress(done * plan.series_work),
+                )  # fmt: skip
+            sampled = sampled_regularizer(
+                f, examples.x, examples.targets, Sampling(plan.draws(n), tolerance),
+                alpha=alpha, beta=beta, head=head, generator=torch.Generator().manual_seed(seed),
+                rows=plan.rows(examples.x), on_progress=progress,
+            )  # fmt: skip
+            pairs["sampled"] = {"tolerance": tolerance, **asdict(sampled)}
     self_check, self_check_note = _self_check_part(model, examples, head, order, batch_norm)
 
     q, q_hat = samples["q"].to_numpy(), samples["q_hat"].to_numpy()
     agreement = compare(q, q_hat, seed)
     claims = judge(
-        samples, agreement, alignment, alignment_note, pairs, self_check, self_check_note,
+        samples, agreement, alignment, alignment_note, pairs, orders, self_check, self_check_note,
         thresholds, examples.x.dtype, seed,
     )  # fmt: skip
     settings = {
         "alpha": alpha,
         "beta": alpha if beta is None else beta,
         "order": order,
+        "engine": engine,
         "head": head,
         "mean": "data" if mean is None else "given",
         "batch_norm": batch_norm,
         "dtype": str(examples.x.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "nodes": nodes,
+        "tolerance": tolerance,
         "samples": len(examples.x),
         "seed": seed,
         "thresholds": asdict(thresholds),
@@ -176,8 +213,10 @@ def check_approximation(
             {name: asdict(estimate) for name, estimate in agreement.items()}, orient="index"
         ),
         attribution=attribution,
+        corrections=corrections_frame(q, approximations, seed),
         alignment=alignment,
         regularizer=pairs,
+        orders=orders,
         self_check=self_check,
         settings=settings,
     )
@@ -256,14 +295,18 @@ def _first_order_part(
     batch_norm: BatchNormMode,
     batch_size: int,
     progress: Callable[[float], None],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The samples' columns and the attribution of their homogeneity gap."""
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
+    """The samples' columns, the attribution of their homogeneity gap, and approximations to q."""
+    last_layer: list[Tensor] = []
+    quotients: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {field.name: [] for field in fields(FirstOrder)}
     shares: dict[str, list[Tensor]] = defaultdict(list)
     kinds: dict[str, str] = {}
     for x, targets in examples.batches(batch_size):
         with LayerShares(model) as recorded:
             terms = first_order(f, x, targets, examples.mean, head)
+        if recorded.last in recorded.by_layer:
+            last_layer.append(recorded.by_layer[recorded.last])
         if batch_norm == "batch":
             # One backward pass gives totals over the coupled batch, not the rows.
             recorded.by_layer = {k: v.sum() for k, v in recorded.by_layer.items()}
@@ -273,15 +316,32 @@ def _first_order_part(
         for layer, share in recorded.by_layer.items():
             shares[layer].append(share)
         kinds |= recorded.kinds
+        with torch.no_grad():
+            quotients.append(difference_quotient(f, x, targets, examples.mean, terms.loss, head))
         progress(FIRST_ORDER_WORK * len(x))
-    samples = pd.DataFrame({k: torch.cat(v).double().cpu().numpy() for k, v in columns.items()})
+    samples = pd.DataFrame({name: _column(pieces) for name, pieces in columns.items()})
     bad = ~np.isfinite(samples.to_numpy()).all(1)
     if bad.any():
         raise InputError(
             f"the model gives NaN or Inf on {int(bad.sum())} of {len(bad)} examples (first: number "
             f"{int(bad.argmax())}): check its weights and the scale of the data"
         )
-    return samples, attribution_table(shares, kinds, samples["homogeneity_gap"].to_numpy())
+    attribution = attribution_table(shares, kinds, samples["homogeneity_gap"].to_numpy())
+    n = len(samples)
+    q_hat = samples["q_hat"].to_numpy()
+    approximations = {Q_HAT: q_hat}
+    if sum(map(len, last_layer)) == n:
+        approximations[LAST_LAYER] = q_hat + _column(last_layer)
+    approximations[QUOTIENT] = _column(quotients)
+    approximations[NORMALIZATION] = q_hat + samples["normalization_gap"].to_numpy()
+    if all(piece.ndim for pieces in shares.values() for piece in pieces):
+        approximations[LAYERS] = q_hat + sum((_column(pieces) for pieces in shares.values()), 0.0)
+    approximations[EXACT] = samples["q"].to_numpy()
+    return samples, attribution, approximations
+
+
+def _column(pieces: list[Tensor]) -> np.ndarray:
+    return torch.cat(pieces).double().cpu().numpy()
 
 
 def _alignment_part(

@@ -49,11 +49,15 @@ class LayerShares:
             module called several times has its sum. Shape (batch,), or () where the module's
             output does not lead with the batch axis and only the total is known.
         kinds: Class name of each of these modules.
+        last: The affine layer whose output is the logits, so that its share needs no backward
+            pass; None where the network ends otherwise.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.by_layer: dict[str, Tensor] = {}
         self.kinds: dict[str, str] = {}
+        self.last: str | None = None
+        self._latest: tuple[str, nn.Module, Any] | None = None
         self._model = model
         self._handles: list[Any] = []
         self._inplace: list[Any] = []
@@ -73,6 +77,7 @@ class LayerShares:
                 hook = self._hook(name or "(model)")
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         self._handles.append(self._model.register_forward_pre_hook(self._note_batch, prepend=True))
+        self._handles.append(self._model.register_forward_hook(self._note_last))
         return self
 
     def __exit__(
@@ -91,12 +96,23 @@ class LayerShares:
     def _note_batch(self, module: nn.Module, inputs: tuple) -> None:
         self._batch = len(inputs[0])
 
+    def _note_last(self, model: nn.Module, inputs: tuple, logits: Any) -> None:
+        if self._latest is None:
+            return
+        name, module, output = self._latest
+        affine = isinstance(module, _AFFINE) and _is_stock(module)
+        # A view of it, such as a column squeezed to a vector, is the same numbers.
+        same = isinstance(logits, Tensor) and logits.data_ptr() == output.data_ptr()
+        self.last = name if affine and same and logits.numel() == output.numel() else None
+        self._latest = None
+
     def _hook(self, name: str) -> Any:
         def forward_hook(module: nn.Module, inputs: tuple, keywords: dict, output: Any) -> None:
             output = _main_output(output)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return
             self.kinds[name] = type(module).__name__
+            self._latest = name, module, output
             offset = _offset(module, inputs, keywords, output)
             if offset is None:
                 return

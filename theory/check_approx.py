@@ -35,7 +35,8 @@ from theory.mixing import beta_law
 from theory.network import BatchNormMode, evaluating
 from theory.record import check_writable, command_line, write_atomically
 from theory.regularizer import PairSettings
-from theory.report import Report, claims_table, write_reports
+from theory.report import Report, claims_table, corrections_table, orders_table, write_reports
+from theory.taylor import Engine
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
 
 PROG = "python -m theory.check_approx"
@@ -68,7 +69,9 @@ class Config:
     samples: int = 64
     """Training examples that are checked, drawn once, classes in proportion"""
     order: int = 1
-    """Highest order of the expansion of the regulariser"""
+    """Highest order of Theorem 1's expansion; above 1, each order is measured against exact R"""
+    engine: Engine = "series"
+    """How Taylor terms are computed: power series, or nested jvp (the reference, up to order 4)"""
     alpha: float = 1.0
     """α of Beta(α, β)"""
     beta: float | None = None
@@ -88,7 +91,9 @@ class Config:
     pair_samples: int | None = None
     """Examples whose pairs are all taken for the exact regulariser; as many as fit if not given"""
     pair_seconds: float = 15.0
-    """About how many seconds this part may take at each check"""
+    """About how many seconds this and the estimate of R over all samples may take at each check"""
+    tolerance: float | None = None
+    """Go on with that estimate until the half-width of its 95 % interval is this part of it"""
     thresholds: Annotated[Thresholds, tyro.conf.arg(name="threshold")] = field(
         default_factory=Thresholds
     )
@@ -152,6 +157,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
                 alpha=config.alpha,
                 beta=config.beta,
                 order=config.order,
+                engine=config.engine,
                 head=config.head,
                 mean=mean,
                 batch_norm=config.batch_norm,
@@ -161,6 +167,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
                 nodes=config.nodes,
                 pair_samples=pairs,
                 pair_seconds=config.pair_seconds,
+                tolerance=config.tolerance,
                 thresholds=config.thresholds,
                 seed=config.seed,
                 on_progress=progress.add,
@@ -209,8 +216,10 @@ class _Progress:
 
     def __init__(self, config: Config, examples: int, samples: int) -> None:
         self._checks = 1 + math.ceil(config.epochs / config.check_every - 1e-9)
-        settings = PairSettings(config.alpha, config.beta, order=config.order, nodes=config.nodes)
-        self._pair_work = settings.rows_per_pair
+        settings = PairSettings(
+            config.alpha, config.beta, order=config.order, nodes=config.nodes, engine=config.engine
+        )
+        self._pair_work = settings.rows_per_pair + settings.draws(1)
         self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
         one = samples * (FIRST_ORDER_WORK + (GRADIENT_WORK if config.gradients else 0))
         self._fixed += self._checks * one
@@ -262,9 +271,9 @@ def _check_numbers(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least {least}")
-    for name in ("check_every", "pair_seconds", "lr"):
+    for name in ("check_every", "pair_seconds", "lr", "tolerance"):
         value = getattr(config, name)
-        if not (0 < value < math.inf):
+        if value is not None and not 0 < value < math.inf:
             raise InputError(
                 f"--{name.replace('_', '-')} is {value}: it must be positive and finite"
             )
@@ -352,6 +361,12 @@ def run(config: Config) -> int:
     figures = save_figures(folder, reports)
     shown = reports if len(reports) == 1 else [reports[0], reports[-1]]
     print(f"\n{claims_table(shown)}\n")
+    print("What would mend q̂, ‖q − approximation‖ / ‖q‖ and costs in forward passes:\n")
+    print(f"{corrections_table(shown)}\n")
+    if reports[-1].orders:
+        for report in shown:
+            print(f"Theorem 1 order by order, epoch {report.training['epoch']:.3g}:\n")
+            print(f"{orders_table(report)}\n")
     print(f"Written to {folder}: report.json, samples.csv, {', '.join(p.name for p in figures)}")
     broken = broken_conditions(reports[-1], config.fail_on)
     for line in broken:

@@ -66,6 +66,17 @@ def loss_hessian(
     return torch.diag_embed(products.sum(2)) - products
 
 
+def loss_hessian_factor(
+    logits: Float[Tensor, "batch classes"], head: Head = "softmax"
+) -> Float[Tensor, "batch classes classes"]:
+    """L with H = L Lᵀ: columns √g_c (e_c − g) (softmax) or √(g_c(1 − g_c)) e_c (sigmoid)."""
+    g = probabilities(logits, head)
+    if head == "sigmoid":
+        return torch.diag_embed((g * (-logits).sigmoid()).sqrt())
+    columns = torch.eye(g.shape[1], dtype=g.dtype, device=g.device) - g[:, :, None]
+    return columns * g.sqrt()[:, None, :]
+
+
 def loss(
     logits: Float[Tensor, "batch classes"],
     targets: Float[Tensor, "batch classes"],

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import betaincinv, roots_jacobi
+from scipy.special import betainc, betaincinv, roots_jacobi
 
 from theory.errors import InputError
 
@@ -70,6 +70,10 @@ class BetaMixture:
             weights.append(share * w / w.sum())
         return np.concatenate(points), np.concatenate(weights)
 
+    def mass_below(self, a: np.ndarray) -> np.ndarray:
+        """P(share ≤ a), the distribution function of a = 1 − λ, for a in [0, 1]."""
+        return sum((weight * betainc(q, p, a) for weight, p, q in self.components), np.zeros(()))
+
     def sample(self, size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Independent draws of λ as a float64 CPU tensor of shape (size,).
 
@@ -81,6 +85,18 @@ class BetaMixture:
         which = np.searchsorted(shares, u[0], side="right")
         p, q = (np.array([c[k] for c in self.components])[which] for k in (1, 2))
         return torch.from_numpy(betaincinv(p, q, u[1]))
+
+    def inverse(self, u: np.ndarray) -> np.ndarray:
+        """λ from one uniform number each: u falls to a component, its place there gives λ.
+
+        Equal strata of u are strata of the component and of λ within it; for a single component
+        this is its quantile function.
+        """
+        edges = np.concatenate([[0.0], np.cumsum([share for share, _, _ in self.components])])
+        edges[-1] = 1.0
+        which = np.searchsorted(edges[1:-1], u, side="right")
+        shares, p, q = (np.array([c[k] for c in self.components])[which] for k in range(3))
+        return betaincinv(p, q, np.clip((u - edges[which]) / shares, 0.0, 1.0))
 
 
 def beta_law(alpha: float, beta: float | None = None) -> BetaMixture:

@@ -74,10 +74,15 @@ class Report:
             `kind`, `mean` (over examples; these sum to the gap's mean), `mean_abs` (of the
             examples' shares, NaN where only the total is known). What no module accounts for
             stands in the row "(unattributed)".
+        corrections: What would mend q̂, as from `theory.corrections.corrections_frame`; empty in
+            records made before it was measured.
         alignment: As from `theory.alignment.gradient_alignment`; empty if it was not asked for.
-        regularizer: Exact and truncated regulariser on all pairs of a part of the examples, as from
-            `theory.regularizer.measure_theorem_1`; `r_by_order[K − 1]` is R_K, the expansion up to
-            and with order K. Empty where it is not defined (batch statistics).
+        regularizer: Exact regulariser and its first order on all pairs of a part of the examples,
+            as from `theory.regularizer.measure_theorem_1`. Under `sampled` the estimate of R over
+            all examples, as from `theory.expectation.sampled_regularizer`. Empty where it is not
+            defined (batch statistics).
+        orders: Higher orders on the same pairs, as from `theory.orders.measure_orders`; empty for
+            order 1.
         self_check: Errors of the derivatives against central differences.
         settings: What the check was asked to do.
         training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.
@@ -93,6 +98,8 @@ class Report:
     self_check: dict[str, Any]
     settings: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
+    corrections: pd.DataFrame = field(default_factory=pd.DataFrame)
+    orders: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=environment)
 
     def __str__(self) -> str:
@@ -107,7 +114,7 @@ class Report:
         write_reports(path, [self])
 
 
-_FRAMES = ("samples", "agreement", "attribution", "alignment")
+_FRAMES = ("samples", "agreement", "attribution", "corrections", "alignment")
 
 
 def write_reports(
@@ -130,6 +137,7 @@ def write_reports(
                 for name, claim in report.claims.items()
             },
             "regularizer": report.regularizer,
+            "orders": report.orders,
             "self_check": report.self_check,
         }
         for name in _FRAMES:
@@ -165,19 +173,20 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
         )
     reports = []
     for check in content["checks"]:
-        frames = {name: pd.DataFrame(check[name]) for name in _FRAMES}
+        frames = {name: pd.DataFrame(check.get(name, {})) for name in _FRAMES}
         frames["agreement"] = frames["agreement"].set_index("statistic")
         claims = {}
         for name, entry in check["claims"].items():
             entry.pop("verdict")
             numbers = ("value", "threshold", "low", "high")
-            entry |= {k: math.nan if entry[k] is None else entry[k] for k in numbers}
+            entry |= {k: math.nan if entry[k] is None else float(entry[k]) for k in numbers}
             claims[name] = Claim(**entry)
         reports.append(
             Report(
                 claims=claims,
                 **{name: frame.infer_objects().fillna(math.nan) for name, frame in frames.items()},
                 regularizer=check["regularizer"],
+                orders=check.get("orders", {}),
                 self_check=check["self_check"],
                 settings=check["settings"],
                 training=check["training"],
@@ -189,28 +198,94 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
 
 def claims_table(reports: Sequence[Report]) -> str:
     """The claims as a table, one row a claim and one column a report."""
-    titles = [
-        f"epoch {report.training['epoch']:.3g}" if report.training else "measured"
-        for report in reports
-    ]
-    rows = [["name", "claim", "measured as", "holds if", *titles]]
+    rows = [["name", "claim", "measured as", "holds if", *_titles(reports)]]
     for name, claim in reports[-1].claims.items():
         bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
         rows.append(
             [name, claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
         )
+    notes = [
+        f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
+    ]  # fmt: skip
+    if any(not math.isnan(c.low) for report in reports for c in report.claims.values()):
+        notes.append("[low, high]: 95 % bootstrap interval over the samples")
+    return "\n".join([*_aligned(rows), *notes])
+
+
+def corrections_table(reports: Sequence[Report]) -> str:
+    """What would mend q̂, one row an approximation: its two costs, then each report's error."""
+    titles = _titles(reports)
+    header = ["approximation", "forwards", "as penalty"]
+    rows = [[*header, *(f"{part}, {title}" for title in titles for part in ("error", "Pearson"))]]
+    frames: list[dict[Any, dict[Any, float]]] = [
+        report.corrections.set_index("approximation").to_dict("index") for report in reports
+    ]
+    missing = {"relative_error": math.nan, "pearson": math.nan}
+    for name, row in frames[-1].items():
+        cells = [f"{row[k]:.1f}" for k in ("forwards", "penalty_forwards")]
+        for found in (frame.get(name, missing) for frame in frames):
+            cells += [f"{found['relative_error']:.3g}", f"{found['pearson']:+.2f}"]
+        rows.append([str(name), *cells])
+    return "\n".join(_aligned(rows))
+
+
+def orders_table(report: Report) -> str:
+    """Theorem 1 order by order: one row an order, then what no order sees.
+
+    Args:
+        report: One with `orders`.
+    """
+    found = report.orders
+    header = ["order K", "R_K", "nested form", "|R − R_K| / |R|", "nested", "nearer than R_1"]
+    rows = [header] + [
+        [
+            str(k + 1),
+            *(f"{found[name][k]:.4g}" for name in ("composite", "nested")),
+            *(f"{found[f'rest_{name}'][k]:.3g}" for name in ("composite", "nested")),
+            f"{found['nearer_than_first'][k]:.0%} of samples" if k else "",
+        ]
+        for k in range(found["order"])
+    ]
+    exponents = [e for e in found["remainders"]["exponents"]["of_loss"] if e is not None]
+    exponents = [f"{e:.2g}" for e in exponents if not math.isnan(e)]
+    what = "kinks alone" if found["affine_pieces"] else "bending of f"
+    notes = [
+        f"exact R = {found['r']:.4g} on all pairs of {found['samples']} samples; the network's "
+        f"tangent gives {found['tangent']:.4g}, the {what} {found['bending']:+.4g}",
+        f"the loss's remainders decay like a^p, p = {', '.join(exponents) or 'not measurable'} "
+        "for K = 1, 2, …",
+    ]
+    if found["convergence"]:
+        radius = found["convergence"]["median_radius"]
+        inside = found["convergence"]["mass_inside_of_sample"]
+        notes.append(
+            f"radius of convergence, median over pairs: {_number(radius['ratio'])} (ratio), "
+            f"{_number(radius['root'])} (root), {_number(radius['domb_sykes'])} (Domb–Sykes); "
+            f"of a's law {sum(inside) / len(inside):.0%} lies inside it"
+        )
+    return "\n".join([*_aligned(rows), *notes])
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None or math.isnan(value) else f"{value:.2g}"
+
+
+def _titles(reports: Sequence[Report]) -> list[str]:
+    return [
+        f"epoch {report.training['epoch']:.3g}" if report.training else "measured"
+        for report in reports
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows in columns, with a rule below the first."""
     widths = [max(_width(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
         "  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True))
         for row in rows
     ]
     lines.insert(1, "  ".join("─" * w for w in widths))
-    notes = [
-        f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
-    ]  # fmt: skip
-    if any(not math.isnan(c.low) for report in reports for c in report.claims.values()):
-        notes.append("[low, high]: 95 % bootstrap interval over the samples")
-    return "\n".join([*(line.rstrip() for line in lines), *notes])
+    return [line.rstrip() for line in lines]
 
 
 def _width(text: str) -> int:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Thresholds:
         identity: Largest relative difference of the two sides of Theorem 1 in exact arithmetic;
             the rounding of the precision and the measured quadrature error are added to it.
         first_order: Largest |R − R_1|/|R| at which the first order may be said to dominate.
+        orders: Largest |R − R_K|/|R − R_1| at which higher orders may be said to help.
         normalization: Largest ‖normalisation gap‖/‖q‖ at which E[x'] = 0 may be said to hold.
         homogeneity: Largest ‖homogeneity gap‖/‖q‖ at which J x ≈ f may be said to hold.
         q_hat: Largest ‖q − q̂‖/‖q‖ at which q̂ ≈ q; the sum of the two before.
@@ -33,6 +34,7 @@ class Thresholds:
     self_check: float = 1e-6
     identity: float = 1e-10
     first_order: float = 0.5
+    orders: float = 1.0
     normalization: float = 0.1
     homogeneity: float = 0.1
     q_hat: float = 0.2
@@ -45,6 +47,7 @@ def judge(
     alignment: pd.DataFrame,
     alignment_note: str,
     pairs: dict[str, Any],
+    orders: dict[str, Any],
     self_check: dict[str, Any],
     self_check_note: str,
     limits: Thresholds,
@@ -58,7 +61,9 @@ def judge(
         agreement: Of q̂ with q, as from `theory.agreement.compare`.
         alignment: As from `theory.alignment.gradient_alignment`, or empty.
         alignment_note: Why it is empty.
-        pairs: As from `theory.regularizer.measure_theorem_1`, or empty.
+        pairs: As from `theory.regularizer.measure_theorem_1`, with
+            `theory.expectation.SampledRegularizer` as a mapping under `sampled`, or empty.
+        orders: As from `theory.orders.measure_orders`, or empty.
         self_check: `theory.self_check.SelfCheck` as a mapping, or empty.
         self_check_note: Why it is empty.
         limits: The thresholds.
@@ -72,18 +77,12 @@ def judge(
     # Sums of float32 losses carry about a hundred units of its rounding.
     rounding = 0.0 if dtype == torch.float64 else 100 * torch.finfo(dtype).eps
     quadrature = pairs.get("quadrature_error", 0.0)
-    identity_note = first_order_note = "needs batch_norm=eval"
+    identity_note = "needs batch_norm=eval"
     if pairs:
         identity_note = (
             f"on all pairs of {pairs['samples']} samples; the bound adds rounding, {rounding:.1g}, "
             f"and the measured quadrature error, {quadrature:.1g} at {pairs['nodes']} nodes"
         )
-        first_order_note = ", ".join(
-            f"up to order {k}: |R − R_{k}| / |R| = {rest:.3g}"
-            for k, rest in enumerate(pairs["rest_by_order"][1:], start=2)
-        )
-        if math.isnan(pairs["rest_by_order"][0]):
-            first_order_note = "R is zero on these samples"
     scale_note = (
         ""
         if pairs
@@ -102,10 +101,8 @@ def judge(
             pairs.get("identity_error", nan), "<=", limits.identity + rounding + quadrature,
             note=identity_note,
         ),
-        Claim(
-            "first_order", "First order dominates R", "|R − R_1| / |R|",
-            pairs.get("rest_by_order", [nan])[0], "<=", limits.first_order, note=first_order_note,
-        ),
+        _first_order_claim(pairs, len(samples), limits.first_order),
+        *_orders_claim(orders, limits.orders),
         _sized(
             "normalization", "E[x'] = 0", "‖normalisation gap‖ / ‖q‖",
             q, samples["normalization_gap"], limits.normalization, q_zero or scale_note, seed,
@@ -127,6 +124,64 @@ def judge(
     return {claim.name: claim for claim in claims}
 
 
+def _first_order_claim(pairs: dict[str, Any], samples: int, limit: float) -> Claim:
+    """|R − R_1|/|R| with R as it was estimated over all samples, and what that estimate leaves."""
+    claim = Claim(
+        "first_order", "First order dominates R", "|R − R_1| / |R|", math.nan, "<=", limit,
+        note="needs batch_norm=eval",
+    )  # fmt: skip
+    if not pairs:
+        return claim
+    found = pairs["sampled"]
+    notes = [
+        f"R = {found['mean']:.3g} ± {found['high'] - found['mean']:.2g} (95 %, which gives the "
+        f"interval) over {samples} samples by {found['draws']} draws"
+    ]
+    if found["tolerance"] is not None and not found["met"]:
+        notes.append(f"the tolerance of {found['tolerance']:g} was not reached")
+    if found["mean"] == 0:
+        return replace(claim, note="R is zero on these samples")
+    value, low, high = rest_of_first_order(
+        found["first_order"], found["mean"], found["low"], found["high"]
+    )
+    return replace(claim, value=value, low=low, high=high, note="; ".join(notes))
+
+
+def _orders_claim(orders: dict[str, Any], limit: float) -> list[Claim]:
+    """Whether all orders together come nearer to R than the first alone; none if not asked for."""
+    if not orders:
+        return []
+    k, rest = orders["order"], orders["rest_composite"]
+    bending = "kinks alone" if orders["affine_pieces"] else "bending of f"
+    shares = (
+        orders[part] / orders["r"] if orders["r"] else math.nan for part in ("tangent", "bending")
+    )
+    return [
+        Claim(
+            "orders", f"R_{k} is nearer to R than R_1", f"|R − R_{k}| / |R − R_1|",
+            rest[-1] / rest[0] if rest[0] else math.nan, "<=", limit,
+            note=f"on all pairs of {orders['samples']} samples; of R, {next(shares):.0%} is the "
+            f"network's tangent and {next(shares):.0%} the {bending}",
+        )
+    ]  # fmt: skip
+
+
+def rest_of_first_order(
+    first_order: float, mean: float, low: float, high: float
+) -> tuple[float, float, float]:
+    """|R − R_1|/|R| at R = `mean`, and its least and largest value for R in [low, high].
+
+    The largest is infinite where R may be zero.
+    """
+
+    def rest(r: float) -> float:
+        return abs(1 - first_order / r) if r else math.inf
+
+    ends = rest(low), rest(high)
+    least = 0.0 if low <= first_order <= high else min(ends)
+    return rest(mean), least, math.inf if low <= 0 <= high else max(ends)
+
+
 def _sized(
     name: str, statement: str, measure: str, q: np.ndarray, gap: pd.Series, limit: float,
     note: str, seed: int,
@@ -136,7 +191,8 @@ def _sized(
 
 
 CONDITION_NAMES = (
-    *("self_check", "identity", "first_order", "normalization", "homogeneity", "q_hat", "gradient"),
+    *("self_check", "identity", "first_order", "orders", "normalization", "homogeneity", "q_hat"),
+    "gradient",
     *COMPARISONS,
 )
 _CONDITION = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")

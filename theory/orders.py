@@ -1,0 +1,110 @@
+"""How much of R each order of Theorem 1's expansion carries, for one network: the measurement."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from theory.convergence import mass_inside
+from theory.expansion import Expansion, Remainders, expand_regularizer, measure_remainders
+from theory.losses import Head
+from theory.mixing import relabelled_law
+from theory.network import Function
+from theory.taylor import Engine
+
+# Where remainders are measured; a = 1 is the partner.
+DISTANCES = np.geomspace(1e-3, 1.0, 13)
+
+
+def measure_orders(
+    f: Function,
+    x: Float[Tensor, "n *dims"],
+    targets: Float[Tensor, "n classes"],
+    r: np.ndarray,
+    *,
+    order: int,
+    alpha: float,
+    beta: float | None = None,
+    head: Head = "softmax",
+    engine: Engine = "series",
+    rows: int = 64,
+    on_pairs: Callable[[int], None] = lambda pairs: None,
+) -> dict[str, Any]:
+    """Theorem 1's expansions against exact R on all n² pairs, their remainders and their radii.
+
+    Args:
+        f: The network as a function (evaluation mode).
+        x: Inputs.
+        targets: y, one row an example.
+        r: Exact R of each example on the same pairs.
+        order: Highest order K.
+        alpha: α of the law of λ.
+        beta: β of the law of λ; α where it is not given.
+        head: Which loss.
+        engine: How the Taylor terms of f are computed.
+        rows: Pairs in one pass.
+        on_pairs: Called with the number of pairs done in each pass.
+
+    Returns:
+        `r` and, by order, `composite` and `nested` (R_K), `rest_composite` and `rest_nested`
+        (|R − R_K|/|R|) and `nearer_than_first`, the share of examples whose R_K (composite) is
+        nearer to R than R_1 is. `tangent` and `bending` split R: what the network's tangent gives,
+        and the rest, which is the kinks' alone if `affine_pieces`. `remainders` of n pairs against
+        the distance, with fitted exponents. `convergence`: medians of the three radii, and by
+        example the mean mass of a inside the root estimate; empty below order 4.
+    """
+    found = expand_regularizer(
+        f, x, targets, order=order, alpha=alpha, beta=beta, head=head, engine=engine, rows=rows,
+        on_pairs=on_pairs,
+    )  # fmt: skip
+    partner = x.roll(max(1, len(x) // 2), 0)
+    remainders = measure_remainders(
+        f, x, targets, partner - x, order, DISTANCES, head, engine
+    )  # fmt: skip
+    total = float(r.mean())
+    scale = abs(total) or np.nan
+    composite, nested = found.composite.cpu().numpy(), found.nested.cpu().numpy()
+    tangent = float(found.tangent.mean())
+    return {
+        "order": order,
+        "samples": len(x),
+        "r": total,
+        "composite": composite.mean(1).tolist(),
+        "nested": nested.mean(1).tolist(),
+        "rest_composite": (np.abs(total - composite.mean(1)) / scale).tolist(),
+        "rest_nested": (np.abs(total - nested.mean(1)) / scale).tolist(),
+        "nearer_than_first": (np.abs(r - composite) < np.abs(r - composite[0])).mean(1).tolist(),
+        "tangent": tangent,
+        "bending": total - tangent,
+        "affine_pieces": found.affine_pieces,
+        "remainders": _remainders_record(remainders),
+        "convergence": _convergence_record(found, alpha, beta),
+    }
+
+
+def _remainders_record(remainders: Remainders) -> dict[str, Any]:
+    names = ("of_f", "of_h", "of_loss")
+    return {
+        **{name: getattr(remainders, name).tolist() for name in ("distances", *names)},
+        "rounding": remainders.rounding,
+        "exponents": {
+            name: remainders.exponent(getattr(remainders, name)).tolist() for name in names
+        },
+    }
+
+
+def _convergence_record(found: Expansion, alpha: float, beta: float | None) -> dict[str, Any]:
+    if found.radius is None:
+        return {}
+    # An example is its own partner too: there the loss is constant and the radius infinite.
+    apart = ~np.eye(len(found.radius.root), dtype=bool)
+    medians = {}
+    for name, radius in asdict(found.radius).items():
+        known = radius[apart & ~np.isnan(radius)]
+        medians[name] = float(np.median(known)) if len(known) else np.nan
+    law = relabelled_law(alpha, beta)
+    inside = mass_inside(law, np.nan_to_num(found.radius.root, nan=np.inf)).mean(1)
+    return {"median_radius": medians, "mass_inside_of_sample": inside.tolist()}
