@@ -72,6 +72,10 @@ def test_an_intercept_is_added_once():
     data = load("moons", n=6).with_bias()
     np.testing.assert_array_equal(data.x[:, 2], 1.0)
     assert data.with_bias() is data
+    # Digits have pixels that are always 0, which are no intercept.
+    digits = load("digits")
+    assert digits.x.shape == (360, 65)
+    assert digits.with_bias() is digits
 
 
 def test_unknown_names_and_impossible_sizes_are_refused():

@@ -69,9 +69,9 @@ class ToyData:
     def with_bias(self) -> ToyData:
         """The set with a constant feature 1, which gives a linear model its intercept.
 
-        The set itself if a feature is constant already.
+        The set itself if a feature is constant, and not 0, already.
         """
-        if (np.ptp(self.x, axis=0) == 0.0).any():
+        if ((np.ptp(self.x, axis=0) == 0.0) & (self.x[0] != 0.0)).any():
             return self
         return ToyData(self.name, np.column_stack([self.x, np.ones(len(self.x))]), self.y)
 
