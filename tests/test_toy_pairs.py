@@ -41,6 +41,7 @@ def one_by_one(points, m, alpha, nodes, diagonal):
         pytest.param(RNG.normal(0.0, 3.0, 7), id="both signs"),
         pytest.param(SERIES_FROM + RNG.exponential(5.0, 7), id="just in the series"),
         pytest.param(900.0 + RNG.exponential(100.0, 7), id="losses of 1e-400"),
+        pytest.param(np.array([-2.0, 0.5, 30.0, 93.0, 97.0, 300.0, 2e3]), id="rows without weight"),
         pytest.param(np.array([-1e4, -800.0, 0.0, 2.0, 5.0, 900.0, 1e4]), id="huge"),
     ],
 )

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -167,16 +168,27 @@ class _Dense:
         """A function known at `at`, at the points."""
         return values if self.basis is None else self.basis @ values
 
-    def blocks(self, mixing: Mixing) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(λ, weights, mixed margins), some nodes at a time; pairs left out get infinity."""
-        size = max(1, BLOCK // (self.at.size * self.counts.size))
+    def blocks(self, mixing: Mixing) -> Iterator[tuple[np.ndarray, np.ndarray, Any, np.ndarray]]:
+        """(λ, weights, rows i, mixed margins of all pairs (i, j)), some nodes at a time.
+
+        Pairs left out get infinity. Rows are left out that add less than e^−45 of the largest
+        term: as λ ≥ 1/2, those whose least margin at λ = 1/2 is that large.
+        """
+        rows: Any = slice(None)
+        if self.at.ndim == 1:
+            lowest = self.at.min()
+            near = self.at + lowest <= 2.0 * (max(lowest, 0.0) + 45.0)
+            rows = rows if near.all() else np.flatnonzero(near)
+        first = self.at[..., rows]
+        size = max(1, BLOCK // (first.size * self.counts.size))
         for start in range(0, mixing.lam.shape[-1], size):
             lam = mixing.lam[..., start : start + size]
             own = lam[..., None, None]
-            mixed = own * self.at[..., None, :, None] + (1.0 - own) * self.at[..., None, None, :]
+            mixed = own * first[..., None, :, None] + (1.0 - own) * self.at[..., None, None, :]
             if not mixing.diagonal:
-                np.einsum("...ii->...i", mixed)[...] = np.inf
-            yield lam, mixing.weights[..., start : start + size], mixed
+                index = np.arange(self.counts.size)[rows]
+                mixed[..., np.arange(index.size), index] = np.inf
+            yield lam, mixing.weights[..., start : start + size], rows, mixed
 
 
 def _odds(margins: np.ndarray) -> np.ndarray:
@@ -197,9 +209,9 @@ def log_risk(
         return np.asarray(np.log((s.weights / s.k * sums).sum(-1) / pairs) - shift)
     dense = _Dense.of(margins, mixing)
     total = np.zeros(margins.shape[:-1])
-    for _, weights, mixed in dense.blocks(mixing):
+    for _, weights, rows, mixed in dense.blocks(mixing):
         losses = np.log1p(_odds(mixed)) + np.maximum(-mixed - 700.0, 0.0)
-        total += (weights * (losses @ dense.counts @ dense.counts)).sum(-1)
+        total += (weights * (losses @ dense.counts @ dense.counts[rows])).sum(-1)
     return np.asarray(np.log(total / pairs))
 
 
@@ -218,11 +230,11 @@ def pull(
         return np.asarray(-shift), np.asarray(slopes.sum(-2) / pairs)
     dense = _Dense.of(margins, mixing)
     total = np.zeros_like(dense.at)
-    for lam, weights, mixed in dense.blocks(mixing):
+    for lam, weights, rows, mixed in dense.blocks(mixing):
         slopes = _odds(mixed)
         slopes /= 1.0 + slopes
-        total += ((weights * lam)[..., None] * (slopes @ dense.counts)).sum(-2)
-        total += ((weights * (1.0 - lam))[..., None] * (dense.counts @ slopes)).sum(-2)
+        total[..., rows] += ((weights * lam)[..., None] * (slopes @ dense.counts)).sum(-2)
+        total += ((weights * (1.0 - lam))[..., None] * (dense.counts[rows] @ slopes)).sum(-2)
     return np.zeros(margins.shape[:-1]), dense.spread(total) / pairs
 
 
@@ -245,13 +257,13 @@ def hessian(
         shift, dense = 0.0, _Dense.of(margins, mixing)
         at_grid = np.zeros(dense.at.size)
         between = np.zeros((dense.at.size, dense.at.size))
-        for lam, weights, mixed in dense.blocks(mixing):
+        for lam, weights, rows, mixed in dense.blocks(mixing):
             slopes = _odds(mixed)
             slopes /= 1.0 + slopes
             slopes *= 1.0 - slopes
-            at_grid += (weights * lam**2) @ (slopes @ dense.counts)
-            at_grid += (weights * (1.0 - lam) ** 2) @ (dense.counts @ slopes)
-            between += np.tensordot(weights * lam * (1.0 - lam), slopes, 1)
+            at_grid[rows] += (weights * lam**2) @ (slopes @ dense.counts)
+            at_grid += (weights * (1.0 - lam) ** 2) @ (dense.counts[rows] @ slopes)
+            between[rows] += np.tensordot(weights * lam * (1.0 - lam), slopes, 1)
         own = dense.spread(at_grid)
         seen = points if dense.basis is None else dense.basis.T @ points
         cross = seen.T @ between @ seen
