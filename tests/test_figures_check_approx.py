@@ -21,7 +21,7 @@ def checks():
         torch.manual_seed(int(epoch))
         model = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3))
         report = check_approximation(
-            model, [(torch.randn(9, 5), torch.arange(9) % 3)], pair_samples=2
+            model, [(torch.randn(9, 5), torch.arange(9) % 3)], pair_samples=3, order=4
         )
         reports.append(replace(report, training={"epoch": epoch, "step": 0, "train_loss": None}))
     return reports
@@ -74,6 +74,21 @@ def test_a_homogeneous_network_says_so_instead_of_an_empty_panel():
     assert "homogeneous" in figure.axes[0].texts[0].get_text()
 
 
+def test_orders_and_remainders_are_the_last_checks(checks):
+    orders = checks[-1].orders
+    lines = {line.get_label(): line for line in plot_panel("orders", checks).axes[0].lines}
+    np.testing.assert_array_equal(lines["R_K, composite form"].get_ydata(), orders["composite"])
+    np.testing.assert_array_equal(lines["R_K, nested form"].get_ydata(), orders["nested"])
+    assert set(lines["exact R"].get_ydata()) == {orders["r"]}
+    ax = plot_panel("remainders", checks).axes[0]
+    first = np.array(orders["remainders"]["of_loss"][0])
+    drawn = ax.lines[0].get_ydata()
+    clear = first >= orders["remainders"]["rounding"]
+    np.testing.assert_array_equal(drawn[clear], first[clear])
+    assert np.isnan(drawn[~clear]).all()
+    assert len(plot_panel("convergence", checks).axes[0].lines) == 2
+
+
 @pytest.mark.parametrize("name", PANELS)
 def test_every_panel_names_its_axes(name, checks):
     ax = plot_panel(name, checks).axes[0]
@@ -82,7 +97,10 @@ def test_every_panel_names_its_axes(name, checks):
 
 
 def test_one_check_has_no_panel_through_training(checks):
-    assert set(panels_of(checks[:1])) == {"q", "gaps", "attribution"}
+    orders = {"orders", "remainders", "convergence"}
+    assert set(panels_of(checks[:1])) == {"q", "gaps", "attribution", *orders}
+    first_order_alone = [replace(checks[0], orders={})]
+    assert set(panels_of(first_order_alone)) == {"q", "gaps", "attribution"}
     assert len(plot_overview(checks[:1]).axes) == 3
     assert len(plot_overview(checks).axes) == 4
 

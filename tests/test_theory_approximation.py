@@ -202,7 +202,7 @@ def test_images_and_sequences_work():
     report = check_approximation(Attention(), [(x, y)], order=2, pair_samples=2)
     assert report.claims["self_check"].verdict == "HOLDS"
     assert report.claims["gradient"].verdict != "NOT MEASURED"
-    assert len(report.regularizer["r_by_order"]) == 2
+    assert len(report.orders["composite"]) == 2
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -257,10 +257,14 @@ def test_second_order_tells_more_of_r_than_the_first_on_a_nearly_linear_net():
     model = nn.Linear(4, 3).double()
     nn.init.normal_(model.weight, std=0.05)
     report = check_approximation(model, [data(dtype=torch.float64)], order=3, pair_samples=8)
-    first, second, third = report.regularizer["rest_by_order"]
+    first, second, third = report.orders["rest_composite"]
     assert second < first
     assert third < first
-    assert f"up to order 3: |R − R_3| / |R| = {third:.3g}" in report.claims["first_order"].note
+    claim = report.claims["orders"]
+    assert claim.value == pytest.approx(third / first)
+    assert claim.verdict == "HOLDS"
+    assert "of R, 100% is the network's tangent and 0% the kinks alone" in claim.note
+    assert "orders" not in check_approximation(model, [data(dtype=torch.float64)]).claims
 
 
 def test_report_leaves_the_model_as_it_was():

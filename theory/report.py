@@ -4,7 +4,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -197,19 +197,31 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
 
 
 def claims_table(reports: Sequence[Report]) -> str:
-    """The claims as a table, one row a claim and one column a report."""
-    rows = [["name", "claim", "measured as", "holds if", *_titles(reports)]]
-    for name, claim in reports[-1].claims.items():
+    """The claims of reports as a table, one row a claim and one column a report."""
+    columns = [report.claims for report in reports]
+    interval = "95 % bootstrap interval over the samples"
+    return tabulate_claims(_titles(reports), columns, interval)
+
+
+def tabulate_claims(
+    titles: Sequence[str], columns: Sequence[Mapping[str, Claim]], interval: str
+) -> str:
+    """Claims measured in several cases as a table, with the notes of the last case below.
+
+    Args:
+        titles: Of the cases.
+        columns: The claims of each case, by name; the names are those of the last case.
+        interval: What the intervals are.
+    """
+    rows = [["name", "claim", "measured as", "holds if", *titles]]
+    for name, claim in columns[-1].items():
         bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
-        rows.append(
-            [name, claim.statement, claim.measure, bound, *(_cell(r.claims[name]) for r in reports)]
-        )
-    notes = [
-        f"{name}: {claim.note}" for name, claim in reports[-1].claims.items() if claim.note
-    ]  # fmt: skip
-    if any(not math.isnan(c.low) for report in reports for c in report.claims.values()):
-        notes.append("[low, high]: 95 % bootstrap interval over the samples")
-    return "\n".join([*_aligned(rows), *notes])
+        cells = (_cell(claims[name]) for claims in columns)
+        rows.append([name, claim.statement, claim.measure, bound, *cells])
+    notes = [f"{name}: {claim.note}" for name, claim in columns[-1].items() if claim.note]
+    if any(not math.isnan(claim.low) for claims in columns for claim in claims.values()):
+        notes.append(f"[low, high]: {interval}")
+    return "\n".join([*align(rows), *notes])
 
 
 def corrections_table(reports: Sequence[Report]) -> str:
@@ -226,7 +238,7 @@ def corrections_table(reports: Sequence[Report]) -> str:
         for found in (frame.get(name, missing) for frame in frames):
             cells += [f"{found['relative_error']:.3g}", f"{found['pearson']:+.2f}"]
         rows.append([str(name), *cells])
-    return "\n".join(_aligned(rows))
+    return "\n".join(align(rows))
 
 
 def orders_table(report: Report) -> str:
@@ -263,7 +275,7 @@ def orders_table(report: Report) -> str:
             f"{_number(radius['root'])} (root), {_number(radius['domb_sykes'])} (Domb–Sykes); "
             f"of a's law {sum(inside) / len(inside):.0%} lies inside it"
         )
-    return "\n".join([*_aligned(rows), *notes])
+    return "\n".join([*align(rows), *notes])
 
 
 def _number(value: float | None) -> str:
@@ -277,8 +289,8 @@ def _titles(reports: Sequence[Report]) -> list[str]:
     ]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows in columns, with a rule below the first."""
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns, a rule below the first."""
     widths = [max(_width(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
         "  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True))

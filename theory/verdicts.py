@@ -233,9 +233,12 @@ def broken_conditions(report: Report, conditions: Sequence[str]) -> list[str]:
     for text in conditions:
         name, relation, bound = parse_condition(text)
         claim = report.claims.get(name)
-        value = float(report.agreement["value"][name] if claim is None else claim.value)
+        value = (
+            float(report.agreement["value"].get(name, math.nan)) if claim is None else claim.value
+        )
         if math.isnan(value):
             reason = f": {claim.note}" if claim and claim.note else ""
+            reason = ": it needs an order above 1" if name == "orders" and not claim else reason
             broken.append(f"{text} ({name} was not measured{reason})")
         elif _RELATIONS[relation](value, bound):
             broken.append(f"{text} ({name} is {value:.4g})")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -179,7 +180,12 @@ class SeriesMode(TorchDispatchMode):
                 f"the model writes values that depend on its input into a constant tensor ({name}):"
                 " build the tensor by torch.cat or torch.stack"
             )
-        function = getattr(getattr(aten, name[:-1], None), func._overloadname, None)
+        packet = getattr(aten, name[:-1], None)
+        if torch.Tag.inplace_view in func.tags and packet in self.rules:
+            target._stack = self._view(self.rules[packet], target, *others, **kwargs)._stack
+            with no_dispatch():  # the wrapper's own shape and strides
+                return func(*args, **kwargs)
+        function = getattr(packet, func._overloadname, None)
         if function is None:
             raise InputError(
                 f"the in-place operation {name} of the model has no rule for Taylor series: use "
