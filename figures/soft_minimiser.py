@@ -5,14 +5,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import COLORS, style
+from figures.style import COLORS, data_name, style
 
 
 def rows(record: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(by α, by margin), a minimiser a row."""
     return pd.DataFrame(record["by_alpha"]), pd.DataFrame(record["by_margin"])
+
+
+def angles(table: pd.DataFrame) -> tuple[pd.Series, str]:
+    """Degrees to the max-margin direction: with their sign in the plane, where there is one."""
+    if table["signed_angle_degrees"].notna().all():
+        return table["signed_angle_degrees"].astype(float), "signed angle to max margin"
+    return table["angle_degrees"], "angle to max margin"
+
+
+def _draw_angles(ax: Axes, x: pd.Series, table: pd.DataFrame) -> None:
+    degrees, name = angles(table)
+    ax.axhline(0.0, color="0.6", lw=0.8)
+    if degrees.abs().max() < 1e-9:
+        degrees = 0.0 * degrees
+        ax.set_ylim(-1, 1)
+        ax.text(0.5, 0.6, "0° to rounding", transform=ax.transAxes, ha="center")
+    ax.semilogx(x, degrees, "o-", ms=4, color=COLORS[1])
+    ax.set_ylabel(f"{name}   [degrees]")
 
 
 def plot(record: Mapping[str, Any]) -> Figure:
@@ -26,11 +45,11 @@ def plot(record: Mapping[str, Any]) -> Figure:
         ):
             top, bottom = axes[:, column]
             top.semilogx(table[key], table["norm"], "o-", ms=4, color=COLORS[0])
-            bottom.semilogx(table[key], table["angle_degrees"], "o-", ms=4, color=COLORS[1])
-            bottom.set(xlabel=label, ylabel="angle to max margin   [degrees]", ylim=(0, None))
+            _draw_angles(bottom, table[key], table)
+            bottom.set_xlabel(label)
             top.set_ylabel("‖w‖ at the minimiser")
         settings = record["settings"]
-        axes[0, 0].set_title(f"Against α ({settings['data']})")
+        axes[0, 0].set_title(f"Against α ({data_name(settings)})")
         axes[0, 1].set_title(f"Against the margin (α = {settings['margin_alpha']:g})")
         axes[0, 1].set_yscale("log")
         small = by_alpha.nsmallest(2, "alpha")

@@ -1,7 +1,8 @@
 """One look for all figures, set for the length of a `with` block only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -30,6 +31,11 @@ def style() -> Iterator[None]:
     }
     with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(settings):
         yield
+
+
+def data_name(settings: Mapping[str, Any]) -> str:
+    """What a figure calls a study's data: a file's name without its folder."""
+    return Path(settings["data"]).name
 
 
 def legend_below(ax: Axes) -> None:

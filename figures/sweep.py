@@ -1,13 +1,14 @@
-"""Angle and margin gaps of a sweep over seeds and α: means with a band of one standard error."""
+"""Angle and margin gaps of a sweep over seeds and α: a column for each α, ERM beside it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import style
+from figures.implicit_bias import LABELS
+from figures.style import COLORS, style
 
 
 def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -18,31 +19,40 @@ def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _band(ax: Axes, row: Mapping[str, Any], gap: str, color: Any, label: str) -> None:
+    mean, sem = row[gap], row[f"{gap}_sem"]
+    ax.loglog(row["steps"], mean, color=color, lw=1.6, label=label)
+    ax.fill_between(
+        row["steps"], np.maximum(mean - sem, 0.05 * mean), mean + sem, color=color, alpha=0.25, lw=0
+    )
+
+
 def plot(record: Mapping[str, Any]) -> Figure:
-    """Two panels; ERM in black, α from light to dark."""
-    series = rows(record)
-    colors = ["black", *sns.color_palette("flare", len(series) - 1)]
+    """Angle gaps above, margin gaps below; means over seeds, bands of one standard error."""
+    erm, *mixed = rows(record)
     settings = record["settings"]
+    gaps = (
+        ("angle_gap", "angle gap 1 − cos(w, ŵ)"),
+        ("margin_gap", "margin gap γ − min z·w/‖w‖"),
+    )
     with style():
-        figure = Figure(figsize=(9.0, 3.8))
-        for ax, gap, title in zip(
-            figure.subplots(1, 2),
-            ("angle_gap", "margin_gap"),
-            ("Angle gap 1 − cos(w, ŵ)", "Margin gap γ − min z·w/‖w‖"),
-            strict=True,
-        ):
-            for row, color in zip(series, colors, strict=True):
-                mean, sem = row[gap], row[f"{gap}_sem"]
-                label = "ERM" if row["label"] == "erm" else row["label"].replace("alpha", "α =")
-                ax.loglog(row["steps"], mean, color=color, lw=1.6, label=label)
-                low = np.maximum(mean - sem, 0.05 * mean)
-                ax.fill_between(row["steps"], low, mean + sem, color=color, alpha=0.2, lw=0)
-            ax.set(xlabel="step", title=title)
-        ax.legend(loc="best", title=record["protocol"])
+        figure = Figure(figsize=(max(6.5, 1.6 + 2.0 * len(mixed)), 5.4))
+        axes = figure.subplots(2, len(mixed), sharex=True, sharey="row", squeeze=False)
+        for column, row in zip(axes.T, mixed, strict=True):
+            column[0].set_title(row["label"].replace("alpha", "α ="))
+            for ax, (gap, _) in zip(column, gaps, strict=True):
+                _band(ax, erm, gap, "0.35", "ERM")
+                _band(ax, row, gap, COLORS[0], LABELS[record["protocol"]])
+            column[1].set_xlabel("step")
+        for ax, (_, name) in zip(axes[:, 0], gaps, strict=True):
+            ax.set_ylabel(name)
+        draws = "λ sampled each step" if settings["sampled"] else "exact over λ and pairs"
         figure.suptitle(
-            f"{settings['seeds']} seeds × {len(settings['alphas'])} α on {settings['data']}, "
-            "λ sampled each step; bands: one standard error",
+            f"{settings['seeds']} seeds of {settings['data']} for each α, "
+            f"{LABELS[settings['algorithm']]}, {draws}\nmeans with bands of one standard error",
             x=0.01,
             ha="left",
         )
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

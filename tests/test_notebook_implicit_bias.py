@@ -2,7 +2,8 @@
 
 import re
 
-from run_notebook import run_notebook
+import nbformat
+from run_notebook import ROOT, run_notebook
 
 
 def test_the_notebook_runs_in_under_90_seconds_and_shows_what_it_says(tmp_path):
@@ -13,3 +14,15 @@ def test_the_notebook_runs_in_under_90_seconds_and_shows_what_it_says(tmp_path):
     assert len(rates) == 8
     for fitted, error, theory in rates:
         assert abs(float(fitted) - float(theory)) <= float(error) + 1e-5
+    limits = re.findall(r"limit +([+-]\d+\.\d)°, at α = 1e-10 +([+-]\d+\.\d)°", shown.text)
+    (corner, on_its_way), (other, nearly_there) = [tuple(map(float, row)) for row in limits]
+    assert (corner, other) == (0.0, 26.9)
+    assert abs(on_its_way) > 3.0
+    assert abs(nearly_there - other) < 3.0
+
+
+def test_every_plot_is_followed_by_what_is_seen():
+    cells = nbformat.read(ROOT / "notebooks" / "implicit_bias.ipynb", 4).cells
+    plots = [k for k, cell in enumerate(cells) if cell.source.endswith("\nfig")]
+    assert len(plots) == 4
+    assert all(cells[k + 1].cell_type == "markdown" for k in plots)

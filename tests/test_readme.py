@@ -1,10 +1,12 @@
 """What the README shows is what the code and the records in `results/` say."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from theory import read_reports
@@ -39,6 +41,22 @@ def test_summary_rows_are_those_of_the_records():
             cells = (objective, f"{check.training['epoch']:.2f}", *numbers)
             rows.append(f"| {' | '.join(cells)} |")
     assert shown.splitlines()[2:] == rows
+
+
+def test_the_toys_numbers_are_those_of_its_records():
+    records = {
+        name: json.loads((ROOT / "results" / "toy" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("bias", "soft", "relu", "boundary", "sweep", "descent")
+    }
+    for record in records.values():
+        assert "+changes" not in record["environment"]["commit"]
+    soft = records["bias"]["soft_minimiser"]
+    quoted = f"‖w‖ = {soft['norm']:.3f} and {soft['angle_degrees']:.0f}° from"
+    assert quoted in " ".join(README.split())
+    sizes = [abs(row["angle_degrees"]) for row in records["soft"]["by_alpha"]]
+    assert 0 < int(np.argmax(sizes)) < len(sizes) - 1  # "largest in between"
+    erm, mixup, mixupe = (panel["test_accuracy"] for panel in records["boundary"]["panels"])
+    assert erm > max(mixup, mixupe)  # "cost accuracy"
 
 
 def test_there_are_tables_to_compare():

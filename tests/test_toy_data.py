@@ -55,12 +55,27 @@ def test_a_csv_file_is_read_and_its_faults_are_named(tmp_path):
         ("1.0,2.0,1\n-1.0,0.5,1\n", "one class"),
         ("1.0,2.0,1\n-1.0,x,0\n", "cannot be read"),
         ("1\n0\n", "feature column"),
+        ("", "empty"),
+        ("a,b,label\n1,2,1\n", "no header line"),
+        ("1,2,1\n-1,-2,2\n", "labels 1, 2; write 0 and 1"),
+        ("1e200,2,1\n-1,-2,0\n", "rescale"),
+        ("0,0,1\n", "rescale"),
     ]:
         path.write_text(text)
         with pytest.raises(InputError, match=fault):
             load(str(path))
     with pytest.raises(InputError, match="cannot be read"):
         load(str(tmp_path / "missing.csv"))
+
+
+def test_an_intercept_is_added_once():
+    data = load("moons", n=6).with_bias()
+    np.testing.assert_array_equal(data.x[:, 2], 1.0)
+    assert data.with_bias() is data
+    # Digits have pixels that are always 0, which are no intercept.
+    digits = load("digits")
+    assert digits.x.shape == (360, 65)
+    assert digits.with_bias() is digits
 
 
 def test_unknown_names_and_impossible_sizes_are_refused():

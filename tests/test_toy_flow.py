@@ -1,3 +1,5 @@
+from math import exp
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,14 +38,25 @@ def test_descent_is_the_flow_up_to_its_first_order_in_the_step(protocol):
     assert order == pytest.approx(1.0, abs=0.05)
 
 
-def test_descent_stays_the_flow_up_to_first_order_after_ten_thousand_units():
-    objective = Objective(load("skewed"))
-    exact = gradient_flow(objective, 4.0, times=2).w[-1]
+def plain_python_descent(points, step, time):
+    """Gradient descent on the logistic risk of 2-d points, on floats alone: 1 µs a point."""
+    w1, w2, rate = 0.0, 0.0, step / len(points)
+    for _ in range(round(time / step)):
+        g1 = g2 = 0.0
+        for z1, z2 in points:
+            slope = rate / (1.0 + exp(w1 * z1 + w2 * z2))
+            g1 += slope * z1
+            g2 += slope * z2
+        w1, w2 = w1 + g1, w2 + g2
+    return np.array([w1, w2])
+
+
+def test_descent_is_the_flow_up_to_its_first_order_in_the_step_after_a_million_units():
+    points = [(0.5, 0.9), (1.0, 0.4), (1.2, 1.1)]
+    exact = gradient_flow(Objective(ToyData("three", np.array(points), np.ones(3))), 6.0, times=2)
+    assert 12.0 < exact.norm[-1] < 14.0
     coarse, fine = (
-        np.linalg.norm(
-            descend([objective], Recipe(steps=round(1e4 / h), step=h, records=1)).w[-1, 0] - exact
-        )
-        for h in (0.1, 0.05)
+        np.linalg.norm(plain_python_descent(points, step, 1e6) - exact.w[-1]) for step in (2.0, 1.0)
     )
     assert np.log2(coarse / fine) == pytest.approx(1.0, abs=0.1)
 
@@ -57,7 +70,7 @@ def test_generic_ratio_is_far_from_one_at_1e30_yet_the_residual_is_bounded():
     assert np.ptp(late) < 1e-2 * late[0]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.4, 1.0, 2.0]))
 def test_signed_mixing_flows_to_the_direction_of_erm(seed, alpha):
     """Angle and margin gap fall towards zero along the same solver's direction."""

@@ -79,6 +79,14 @@ def test_soft_labels_keep_the_norm_and_the_loss_finite():
     assert path.norm[-1] < 15.0
 
 
+def test_the_recorded_slope_is_that_of_the_loss():
+    """One step of plain descent lowers L by step × ‖∇L‖², to first order in a tiny step."""
+    path = train_relu(MOONS, steps=200, pace=1e-6)
+    step = np.exp(np.log(1e-6) - 2 * np.log(path.norm[:-1]) - path.log_loss[:-1])
+    fall = -np.diff(np.exp(path.log_loss))
+    np.testing.assert_allclose(fall, step * np.exp(2 * path.log_slope[:-1]), rtol=1e-3)
+
+
 def test_bad_settings_are_refused():
     for bad in ({"width": 0}, {"steps": 0}, {"pace": 0.0}, {"nodes": 0}):
         with pytest.raises(InputError):

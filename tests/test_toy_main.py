@@ -3,11 +3,27 @@ import json
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from figures import implicit_bias
-from toy.__main__ import main
+from figures import implicit_bias, relu_margin, soft_minimiser
+from toy.__main__ import Reporter, main
 from toy.data import load
-from toy.studies import Bias, measure_bias
+from toy.descent import Recipe, descend
+from toy.flow import gaps
+from toy.max_margin import max_margin
+from toy.objective import Objective
+from toy.studies import (
+    Bias,
+    Descent,
+    Relu,
+    Soft,
+    Sweep,
+    measure_bias,
+    measure_descent,
+    measure_relu,
+    measure_soft,
+    measure_sweep,
+)
 
 SMALL = {
     "bias": ["--log10-t", "12", "--times", "30"],
@@ -48,17 +64,129 @@ def test_the_record_holds_the_figures_numbers():
     assert [len(rates) for rates in record["rates"].values()] == [4, 5]
 
 
+def text_of(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_the_figure_says_where_two_lines_are_one_and_hides_no_plateau():
+    """On the symmetric set ERM's angle gap falls below 1e-17 and is drawn all the way."""
+    record = measure_bias(Bias(data="soudry", log10_t=30.0, times=40, rates=False))
+    figure = implicit_bias.plot(record)
+    assert "lie on each other" in text_of(figure)
+    drawn = figure.axes[2].lines[0].get_ydata()
+    assert drawn[-1] < 1e-19
+    assert (np.diff(np.log(drawn[20:])) < 0).all()
+
+
+def test_empty_panels_say_why(tmp_path):
+    path = tmp_path / "colinear.csv"
+    path.write_text("1,1,1\n2,2,1\n-1,-1,-1\n-3,-3,-1\n")
+    record = measure_bias(Bias(data=str(path), log10_t=10.0, times=10, rates=False))
+    text = text_of(implicit_bias.plot(record))
+    assert text.count("no gap above rounding") == 2
+    assert "colinear.csv" in text
+    assert str(tmp_path) not in text
+    soft = measure_soft(Soft(data=str(path), alphas=(0.1, 1.0), margins=(1.0, 2.0)))
+    figure = soft_minimiser.plot(soft)
+    assert text_of(figure).count("0° to rounding") == 2
+    assert not figure.axes[2].lines[1].get_ydata().any()
+
+
+def test_only_the_chosen_algorithms_run_and_the_title_says_how():
+    record = measure_descent(Descent(algorithms=("gd", "adam"), steps=30, sampled=False))
+    assert [series["label"] for series in record["series"]] == ["gd", "adam"]
+    text = text_of(implicit_bias.plot(record))
+    assert "labels absorbed (signed) on skewed" in text
+    assert "exact over λ and pairs" in text
+
+
+def test_an_exact_sweep_draws_nothing():
+    """Two seeds of the draws, one data set each: only data set the results apart."""
+    flags = {"seeds": 2, "alphas": (1.0,), "steps": 20, "algorithm": "momentum"}
+    record = measure_sweep(Sweep(sampled=False, **flags))
+    data = load("clouds", seed=1, n=40)
+    path = descend(
+        [Objective(data, "mixup-signed")], Recipe("momentum", 20, records=60), seeds=[99]
+    )
+    alone = gaps(path.w[:, 0], data.signed, max_margin(data.signed))[1]
+    other = load("clouds", seed=0, n=40)
+    path = descend([Objective(other, "mixup-signed")], Recipe("momentum", 20, records=60))
+    alone = (alone + gaps(path.w[:, 0], other.signed, max_margin(other.signed))[1]) / 2
+    np.testing.assert_allclose(record["series"][1]["angle_gap"], alone, rtol=1e-9)
+
+
+def test_the_angle_has_a_sign_in_the_plane_only():
+    soft = measure_soft(Soft(alphas=(1.0,), margins=(0.1, 10.0)))
+    low, high = (row["signed_angle_degrees"] for row in soft["by_margin"])
+    assert low > 20
+    assert high < -20
+    assert soft["by_alpha"][0]["angle_degrees"] == pytest.approx(
+        abs(soft["by_alpha"][0]["signed_angle_degrees"])
+    )
+    solid = measure_soft(Soft(data="clouds", dimension=3, alphas=(1.0,), margins=(1.0,)))
+    assert solid["by_alpha"][0]["signed_angle_degrees"] is None
+    assert "signed" not in text_of(soft_minimiser.plot(solid))
+
+
+def test_the_relu_figure_says_why_mixup_ends():
+    record = measure_relu(Relu(steps=400, points=12))
+    assert "its steps are used up" in text_of(relu_margin.plot(record))
+
+
 def test_symmetric_data_are_drawn_with_a_note_instead_of_rates():
     record = measure_bias(Bias(data="soudry", log10_t=30.0, times=30))
     assert record["rates"].keys() == {"mixup-signed"} or record["notes"]
     assert any("symmetric" in note for note in record["notes"])
 
 
-def test_separable_names_its_certificate(capsys):
-    assert main(["separable", "--data", "cancer"]) == 0
+def test_separable_names_and_writes_its_certificate(tmp_path, capsys):
+    assert main(["separable", "--data", "cancer", "--out", str(tmp_path)]) == 0
     assert "cancer: separable" in capsys.readouterr().out
-    assert main(["separable", "--data", "rings"]) == 0
+    record = json.loads((tmp_path / "separable.json").read_text())
+    z = load("cancer").signed
+    assert (z @ record["direction"]).min() > 0
+    assert main(["separable", "--data", "rings", "--out", str(tmp_path)]) == 0
     assert "not separable" in capsys.readouterr().out
+    record = json.loads((tmp_path / "separable.json").read_text())
+    assert min(record["weights"]) >= 0
+    assert sum(record["weights"]) == pytest.approx(1.0)
+    np.testing.assert_allclose(record["weights"] @ load("rings").signed, 0, atol=1e-12)
+
+
+def test_an_intercept_separates_what_a_line_through_the_origin_does_not(tmp_path, capsys):
+    path = tmp_path / "off.csv"
+    path.write_text("1,1,1\n2,3,1\n0,0.5,0\n0.5,-1,0\n")
+    flags = ["separable", "--data", str(path), "--out", str(tmp_path)]
+    assert main(flags) == 0
+    assert "not separable" in capsys.readouterr().out
+    assert main([*flags, "--intercept"]) == 0
+    assert "csv: separable" in capsys.readouterr().out
+
+
+def test_flags_without_a_command_are_those_of_the_talk(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("toy.__main__.run", lambda flags: asked.append(flags.command) or 0)
+    assert main([]) == main(["--out", str(tmp_path)]) == 0
+    assert [type(command).__name__ for command in asked] == ["Talk", "Talk"]
+    assert asked[1].out == tmp_path
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path):
+    assert main(["bias", "--data", "moons", "--out", str(tmp_path / "new" / "deep")]) == 2
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    assert main(["bias", "--data", "moons", "--out", str(tmp_path / "old")]) == 2
+    assert (tmp_path / "old").exists()
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    now = iter([0.0, 3.0, 11.0, 12.0, 25.0])
+    monkeypatch.setattr("toy.__main__.time.monotonic", lambda: next(now))
+    report = Reporter()
+    for step in (1, 2, 3, 4):
+        report(f"step {step}")
+    report.close()
+    assert capsys.readouterr().err == "step 2 (11 s)\nstep 4 (25 s)\n"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +200,10 @@ def test_separable_names_its_certificate(capsys):
         (["bias", "--data", "nan.csv"], "NaN"),
         (["bias", "--data", "twice.csv"], "duplicates"),
         (["bias", "--data", "both.csv"], "both labels"),
+        (["bias", "--data", "huge.csv"], "rescale"),
+        (["bias", "--data", "empty.csv"], "empty"),
+        (["descent", "--batch", "100000000000"], "choose at most"),
+        (["boundary", "--side", "10000000", "--steps", "1"], "memory"),
         (["descent", "--step", "100"], "stability limit 2/L"),
         (["descent", "--protocol", "mixup"], "protocol"),
         (["sweep", "--seeds", "1"], "at least 2 seeds"),
@@ -85,6 +217,8 @@ def test_bad_input_is_one_line_and_exit_2(argv, complaint, tmp_path, monkeypatch
     (tmp_path / "one.csv").write_text("1,2,1\n3,1,1\n")
     (tmp_path / "nan.csv").write_text("1,nan,1\n3,1,0\n")
     (tmp_path / "twice.csv").write_text("1,2,1\n3,1,0\n1,2,1\n")
+    (tmp_path / "huge.csv").write_text("1e200,2,1\n3,1,0\n")
+    (tmp_path / "empty.csv").touch()
     (tmp_path / "both.csv").write_text("1,2,1\n3,1,0\n1,2,0\n")
     assert main(argv) == 2
     captured = capsys.readouterr()
@@ -128,6 +262,8 @@ def test_colinear_points_are_said_to_leave_the_minimiser_undetermined(tmp_path, 
     [
         (["bias", "--alpha", "1e6", "--no-rates"], "too concentrated for a quadrature rule"),
         (["soft", "--alphas"], "at least one value"),
+        (["descent", "--algorithms"], "at least one of gd"),
+        (["descent", "--algorithms", "newton"], "newton"),
         (["boundary", "--data", "clouds"], "--data"),
         (["sweep", "--data", "digits"], "--data"),
     ],

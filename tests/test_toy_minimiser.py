@@ -27,6 +27,17 @@ def test_newton_agrees_with_scipy_on_the_definition(alpha):
     assert answer.gradient_norm < 1e-12
 
 
+@pytest.mark.parametrize("alpha", [1e-6, 1e-3, 3e-3])
+def test_newton_goes_on_where_rounding_hides_the_decrease_of_the_risk(alpha):
+    """Outputs near 40, whose losses cancel to 1e-15 in a risk of 1e-3."""
+    rng = np.random.default_rng(5)
+    y = np.where(np.arange(60) % 2 == 0, 1.0, -1.0)
+    x = rng.normal(size=(60, 2)) + 1.9 * y[:, None] * [1.0, 0.6] + [0.7, 0.2]
+    answer = minimise(Objective(ToyData("off", np.round(x, 4), y).with_bias(), "mixup-soft", alpha))
+    assert answer.gradient_norm < 1e-15
+    assert answer.iterations < 60
+
+
 def test_newton_agrees_with_a_long_descent():
     objective = Objective(load("skewed"), "mixup-soft", 1.0, nodes=48)
     w = descend([objective], Recipe(steps=4000, records=1)).w[-1, 0]
@@ -48,7 +59,7 @@ def test_colinear_points_leave_the_minimiser_free_across_their_line():
     assert (answer.unique, answer.rank) == (False, 1)
     across = np.array([2.0, -1.0])
     assert answer.w @ across == pytest.approx(0.0, abs=1e-12)
-    moved = objective.evaluate(answer.w + 5.0 * across)[0]
+    moved = objective.log_risk(answer.w + 5.0 * across)
     assert moved == pytest.approx(np.log(answer.loss), abs=1e-12)
 
 

@@ -91,10 +91,24 @@ def test_the_published_symmetric_set_has_no_power_law_angle_gap():
         late_rates(Objective(load("soudry")), symmetric)
 
 
+def test_rates_do_not_depend_on_the_unit_of_the_data():
+    rates = [
+        late_rates(objective, gradient_flow(objective, 100.0))
+        for scale in (1.0, 1e-9)
+        for objective in [Objective(ToyData("scaled", scale * FIVE.x, FIVE.y))]
+    ]
+    for plain, scaled in zip(*rates, strict=True):
+        assert scaled.theory in (plain.theory, pytest.approx(1e9 * plain.theory))
+        assert abs(scaled.fitted - scaled.theory) <= scaled.stderr
+
+
 def test_questions_without_an_answer_are_refused():
     path = gradient_flow(Objective(FIVE), 5.0)
     with pytest.raises(InputError, match="longer flow"):
         late_rates(Objective(FIVE), path)
+    tiny = Objective(ToyData("tiny", 1e-30 * FIVE.x, FIVE.y))
+    with pytest.raises(InputError, match="rescale"):
+        late_rates(tiny, gradient_flow(tiny, 30.0, 20))
     with pytest.raises(InputError, match="nothing diverges"):
         late_rates(Objective(FIVE, "mixup-soft"), path)
     with pytest.raises(InputError, match="no limit"):

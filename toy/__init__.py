@@ -6,7 +6,8 @@ sweep|relu|boundary|separable` runs one study. The same as functions:
 ========================  ==========================================================================
 `toy.data`                sets: Soudry et al.'s, clouds with a planted margin, moons, rings, digits
 `toy.max_margin`          the hard-margin direction, duals, KKT residuals; proofs of separability
-`toy.objective`           ERM, signed and soft-label Mixup, exact over pairs and λ, in log space
+`toy.pairs`               sums over pairs and λ that cost n and not n² numbers, in log space
+`toy.objective`           ERM, signed and soft-label Mixup, exact over pairs and λ
 `toy.descent`             GD, SGD, momentum, Adam on many runs at once
 `toy.flow`                gradient flow in log time, to t = 1e30 or 1e400
 `toy.rates`               fitted exponents beside their theory; what Beta(α, α) does to them

@@ -5,7 +5,9 @@ Each study writes its record (`NAME.json`: every number, with the command) and i
 """
 
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +15,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from figures import boundary, implicit_bias, relu_margin, soft_minimiser, sweep
 from theory.command import run_command
+from theory.errors import InputError
 from theory.record import check_writable, command_line, environment, write_atomically, write_json
 from toy import studies
 from toy.studies import Common, Record
@@ -34,18 +36,6 @@ class Talk:
     """Show the traceback of an error"""
 
 
-@dataclass(frozen=True)
-class Separable:
-    """Is a set linearly separable? The verdict of a linear program, with its certificate."""
-
-    data: str = "cancer"
-    """As for the other studies"""
-    seed: int = 0
-    """Of drawn sets"""
-    debug: bool = False
-    """Show the traceback of an error"""
-
-
 Command = (
     Annotated[Talk, tyro.conf.subcommand("talk")]
     | Annotated[studies.Bias, tyro.conf.subcommand("bias")]
@@ -54,7 +44,7 @@ Command = (
     | Annotated[studies.Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[studies.Relu, tyro.conf.subcommand("relu")]
     | Annotated[studies.Boundary, tyro.conf.subcommand("boundary")]
-    | Annotated[Separable, tyro.conf.subcommand("separable")]
+    | Annotated[studies.Separable, tyro.conf.subcommand("separable")]
 )
 
 
@@ -70,18 +60,20 @@ class Toy:
         return self.command.debug
 
 
-_STUDIES: dict[type, tuple[Callable[..., Record], Callable[[Record], Figure]]] = {
+Plot = Callable[[Record], Figure]
+_STUDIES: dict[type, tuple[Callable[..., Record], Plot | None]] = {
     studies.Bias: (studies.measure_bias, implicit_bias.plot),
     studies.Descent: (studies.measure_descent, implicit_bias.plot),
     studies.Soft: (studies.measure_soft, soft_minimiser.plot),
     studies.Sweep: (studies.measure_sweep, sweep.plot),
     studies.Relu: (studies.measure_relu, relu_margin.plot),
     studies.Boundary: (studies.measure_boundary, boundary.plot),
+    studies.Separable: (studies.measure_separable, None),
 }
 
 
-def save(folder: Path, record: Record, plot: Callable[[Record], Figure]) -> list[Path]:
-    """Write a record and its figure, each file as a whole.
+def save(folder: Path, record: Record, plot: Plot | None) -> list[Path]:
+    """Write a record and its figure if it has one, each file as a whole.
 
     Raises:
         InputError: If the folder cannot be written to.
@@ -89,11 +81,12 @@ def save(folder: Path, record: Record, plot: Callable[[Record], Figure]) -> list
     name = record["study"]
     paths = [folder / f"{name}.json"]
     kept = {"command": command_line("toy"), **record, "environment": environment()}
-    figure = plot(record)
+    figure = plot(record) if plot else None
     write_json(paths[0], kept)
-    for suffix in ("png", "pdf"):
-        paths.append(folder / f"{name}.{suffix}")
-        write_atomically(paths[-1], figure.savefig)
+    if figure is not None:
+        for suffix in ("png", "pdf"):
+            paths.append(folder / f"{name}.{suffix}")
+            write_atomically(paths[-1], figure.savefig)
     return paths
 
 
@@ -122,6 +115,50 @@ def _print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
         print("  ".join(f"{c:>14}" if isinstance(c, str) else f"{c:>14.6g}" for c in cells))
 
 
+def _print_separable(record: Record) -> None:
+    name = record["settings"]["data"]
+    if record["separable"]:
+        reference = record["max_margin"]
+        worst = max(reference["kkt_residuals"].values())
+        print(
+            f"{name}: separable, margin {reference['margin']:.6g}, {len(reference['support'])} "
+            f"support vectors, largest KKT residual {worst:.1e}"
+        )
+    else:
+        points = sum(weight > 1e-12 for weight in record["weights"])
+        print(
+            f"{name}: not separable, {points} points y·x have a convex combination of size "
+            f"{record['residual']:.1e} (the weights are in the record)"
+        )
+
+
+class Reporter:
+    """Says how far a study is: on a terminal in one line, elsewhere a line every 10 seconds."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, text: str) -> None:
+        """Show the text if the last one is old enough."""
+        now = time.monotonic()
+        if now - self._last < (0.2 if self._terminal else 10.0):
+            return
+        self._last = now
+        line = f"{text} ({now - self._start:.0f} s)"
+        print(
+            f"\r\033[K{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Leave an empty line to what follows."""
+        if self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def summarise(record: Record) -> None:
     """Print what a study found."""
     study = record["study"]
@@ -133,6 +170,8 @@ def summarise(record: Record) -> None:
         _print_rows(record["by_margin"], ["margin", *columns])
         if not all(row["unique"] for row in record["by_alpha"]):
             print("not unique: the points do not span the space; the shortest minimiser is shown")
+    elif study == "separable":
+        _print_separable(record)
     elif study == "boundary":
         columns = ["label", "train_accuracy", "test_accuracy", "test_loss", "confidence", "slope"]
         _print_rows(record["panels"], columns)
@@ -150,27 +189,38 @@ def run(flags: Toy) -> int:
     config = flags.command
     # Layers of 64 units are too small to share: a second thread costs more than it gives.
     torch.set_num_threads(1)
-    if isinstance(config, Separable):
-        print(studies.separability_line(studies.load(config.data, config.seed)))
-        return 0
     chosen: list[Common] = (
         [studies.Bias(out=config.out), studies.Boundary(out=config.out)]
         if isinstance(config, Talk)
         else [config]
     )
-    check_writable(config.out)
-    for settings in chosen:
-        measure, plot = _STUDIES[type(settings)]
-        with tqdm(bar_format="{desc} ({elapsed})", disable=None) as bar:
-            record = measure(settings, bar.set_description_str)
-        summarise(record)
-        print(f"Written to {', '.join(map(str, save(settings.out, record, plot)))}")
+    missing = [path for path in (config.out, *config.out.parents) if not path.exists()]
+    try:
+        check_writable(config.out)
+        for settings in chosen:
+            measure, plot = _STUDIES[type(settings)]
+            report = Reporter()
+            try:
+                record = measure(settings, report)
+            except MemoryError:
+                raise InputError("that does not fit in memory: choose fewer or smaller") from None
+            finally:
+                report.close()
+            summarise(record)
+            print(f"Written to {', '.join(map(str, save(settings.out, record, plot)))}")
+    finally:
+        # A refused run leaves no folder that was not there; one with a file in it stays.
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv) or ["talk"]
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["talk", *argv]
     return run_command(Toy, run, prog=PROG, argv=argv)
 
 

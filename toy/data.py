@@ -29,8 +29,9 @@ class ToyData:
         direction: The unit max-margin direction where the construction knows it, else None.
 
     Raises:
-        InputError: If a number is not finite, a label is not ±1, or a point stands twice (with one
-            label: it counts double in every mean; with both: no classifier separates it).
+        InputError: If a number is not finite or all are 0 or out of range, a label is not ±1, or a
+            point stands twice (with one label: it counts double in every mean; with both: no
+            classifier separates it).
     """
 
     name: str
@@ -43,6 +44,11 @@ class ToyData:
             raise InputError(f"{self.name}: a value is NaN or infinite; remove or impute that row")
         if not np.isin(self.y, (-1.0, 1.0)).all():
             raise InputError(f"{self.name}: labels must be -1 or +1")
+        if not 1e-100 < np.abs(self.x).max(initial=1e-300) < 1e100:
+            raise InputError(
+                f"{self.name}: the largest value is {np.abs(self.x).max(initial=0.0):.3g}, its "
+                "square leaves the range of float64; rescale the features to about 1"
+            )
         _, first, inverse = np.unique(self.x, axis=0, return_index=True, return_inverse=True)
         twin = first[inverse.ravel()]
         repeated = np.flatnonzero(twin != np.arange(len(self.y)))
@@ -61,7 +67,12 @@ class ToyData:
         return self.y[:, None] * self.x
 
     def with_bias(self) -> ToyData:
-        """The same set with a constant feature 1, so that a linear model gets an intercept."""
+        """The set with a constant feature 1, which gives a linear model its intercept.
+
+        The set itself if a feature is constant, and not 0, already.
+        """
+        if ((np.ptp(self.x, axis=0) == 0.0) & (self.x[0] != 0.0)).any():
+            return self
         return ToyData(self.name, np.column_stack([self.x, np.ones(len(self.x))]), self.y)
 
     def moved_to(self, margin: float, direction: Float64[np.ndarray, " d"], now: float) -> ToyData:
@@ -156,13 +167,29 @@ def soudry(rng: np.random.Generator, skewed: bool = False, others: int = 12) -> 
 def _read_csv(path: Path) -> ToyData:
     """A comma-separated file without header: features, then the label (0/1 or −1/+1)."""
     try:
-        table = np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as fault:
-        reason = str(fault).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as comma-separated numbers ({reason})") from None
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be read ({fault.strerror}); name a .csv file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no UTF-8 text; save it as comma-separated text") from None
+    if not lines:
+        raise InputError(f"{path}: the file is empty; write one point a line, its label last")
+    try:
+        table = np.loadtxt(lines, delimiter=",", ndmin=2)
+    except ValueError as fault:
+        reason = str(fault).splitlines()[0].split(";")[0]
+        raise InputError(
+            f"{path}: cannot be read as comma-separated numbers ({reason}); write features, then "
+            "the label, and no header line"
+        ) from None
     if table.shape[1] < 2:
         raise InputError(f"{path}: need at least one feature column and the label column")
     labels = np.where(table[:, -1] == 0.0, -1.0, table[:, -1])
+    if not np.isin(labels, (-1.0, 1.0)).all():
+        found = ", ".join(f"{label:g}" for label in np.unique(table[:, -1])[:4])
+        raise InputError(
+            f"{path}: the last column holds the labels {found}; write 0 and 1, or -1 and 1"
+        )
     return ToyData(path.name, np.ascontiguousarray(table[:, :-1]), labels)
 
 

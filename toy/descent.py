@@ -17,7 +17,8 @@ from jaxtyping import Float64, Int64
 from scipy.special import expit
 
 from theory.errors import InputError
-from toy.objective import Mixing, Objective, evaluate
+from toy.objective import Objective, slopes
+from toy.pairs import Mixing
 
 Algorithm = Literal["gd", "sgd", "momentum", "adam"]
 ALGORITHMS: tuple[Algorithm, ...] = ("gd", "sgd", "momentum", "adam")
@@ -129,6 +130,11 @@ def draws(objectives: Sequence[Objective], seeds: Sequence[int], recipe: Recipe)
     size = n if whole else recipe.batch
     generators = [np.random.default_rng(seed) for seed in seeds]
     runs = len(generators)
+    if runs * size * BLOCK > 2**27:
+        raise InputError(
+            f"a batch of {size} points in {runs} runs asks for {runs * size * BLOCK:.2g} random "
+            f"numbers at once; choose at most {2**27 // (BLOCK * runs)} points"
+        )
     lam = np.ones((BLOCK, runs))
     partner = np.broadcast_to(np.arange(size) % n, (BLOCK, runs, size)).copy()
     index: Any = [None] * BLOCK if whole else np.empty_like(partner)
@@ -145,16 +151,16 @@ def draws(objectives: Sequence[Objective], seeds: Sequence[int], recipe: Recipe)
 def _exact_gradient(objectives: Sequence[Objective]) -> Callable[[np.ndarray], np.ndarray]:
     first = objectives[0]
     points = np.stack([o.points for o in objectives])
-    targets = np.stack([o.targets for o in objectives])
+    labels = np.stack([o.labels for o in objectives])
     rules = [o.mixing() for o in objectives]
     lam, weights = (
         np.stack([getattr(rule, name) for rule in rules]) for name in ("lam", "weights")
     )
-    mixing = Mixing(lam, weights, first.pair_weights)
+    mixing = Mixing(lam, weights, first.diagonal)
 
     def gradient(w: np.ndarray) -> np.ndarray:
         u = (points @ w[..., None])[..., 0]
-        _, shift, pull = evaluate(first.protocol, u, targets, mixing)
+        shift, pull = slopes(first.protocol, u, labels, mixing)
         return -np.exp(shift)[:, None] * (pull[:, None, :] @ points)[:, 0]
 
     return gradient

@@ -8,6 +8,7 @@ overflows or underflows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,7 +79,7 @@ def describe(
     """Everything a `Trajectory` holds, from the path itself."""
     norm, angle, margin = gaps(w, objective.data.signed, reference)
     drift = w - np.where(np.isfinite(log_t), log_t, 0.0)[:, None] * reference.w
-    log_loss = objective.log_risks(w)
+    log_loss = np.array([objective.log_risk(row) for row in w])
     residual = np.linalg.norm(drift, axis=1)
     return Trajectory(log_t, w, norm, log_loss, angle, margin, residual, reference)
 
@@ -90,12 +91,13 @@ def gradient_flow(
     w0: Float64[np.ndarray, " d"] | None = None,
     method: Literal["LSODA", "Radau", "DOP853"] = "LSODA",
     rtol: float = 1e-12,
+    progress: Callable[[float], object] | None = None,
 ) -> Trajectory:
     """Follow dw/dt = −∇L(w) from w(0) = w0 to t = 10^log10_t.
 
-    "mixup-soft" has a finite
-    minimiser, towards which the flow stiffens like t: it is followed until the gradient's norm is
-    1e-10 and stays from there on at the minimiser, found by Newton's method.
+    "mixup-soft" has a finite minimiser, towards which the flow stiffens like t: it is followed
+    until the gradient's norm is 1e-10 and stays from there on at the minimiser, found by Newton's
+    method.
 
     Args:
         objective: What descends; its set must be separable.
@@ -104,6 +106,7 @@ def gradient_flow(
         w0: Start; the origin by default.
         method: scipy's integrator.
         rtol: Relative tolerance; the absolute one is the same number.
+        progress: Called again and again with log10 of the time reached.
 
     Raises:
         InputError: If the set is not separable or log10_t lies outside its range.
@@ -118,11 +121,12 @@ def gradient_flow(
     reference = max_margin(objective.data.signed)
 
     def ordinary(_: float, w: np.ndarray) -> np.ndarray:
-        _, shift, pull = objective.evaluate(w)
-        return np.exp(shift) * (pull @ objective.points)
+        return -objective.gradient(w)
 
     def logarithmic(s: float, w: np.ndarray) -> np.ndarray:
-        _, shift, pull = objective.evaluate(w)
+        if progress is not None:
+            progress(s / np.log(10.0))
+        shift, pull = objective.slopes(w)
         return np.exp(min(s + shift, 700.0)) * (pull @ objective.points)
 
     def jacobian(s: float, w: np.ndarray) -> np.ndarray:

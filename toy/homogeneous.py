@@ -4,6 +4,9 @@ f(x) = a·relu(V x + b) satisfies f_{cθ} = c² f_θ, so margins are compared as
 (Lyu and Li, ICLR 2020). Under gradient flow on the logistic risk L their smoothed version
 −log(exp(nL) − 1)/‖θ‖² never falls once nL < log 2, and the loss goes to zero; with soft-label
 Mixup the loss has a positive minimum, and the margin stops where that is.
+
+There is no "mixup-signed" here: it mixes y x, and y f(x) = f(y x) holds for odd f only, which a
+ReLU network with biases is not.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from scipy.special import expit
 
 from theory.errors import InputError
 from toy.data import ToyData
-from toy.objective import lobatto_rule, shifted_losses
+from toy.objective import shifted_losses
+from toy.pairs import lobatto_rule
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class ReluPath:
         log_t: Natural logarithm of the accumulated step sizes on L, the flow's time.
         norm: ‖θ‖.
         log_loss: Natural logarithm of the training objective.
+        log_slope: Natural logarithm of ‖∇L‖.
         margin: Normalised margin min_i y_i f(x_i)/‖θ‖².
         smoothed: Lyu and Li's smoothed margin −log(exp(nL) − 1)/‖θ‖² of the clean logistic risk.
     """
@@ -36,6 +41,7 @@ class ReluPath:
     log_t: Float64[np.ndarray, " records"]
     norm: Float64[np.ndarray, " records"]
     log_loss: Float64[np.ndarray, " records"]
+    log_slope: Float64[np.ndarray, " records"]
     margin: Float64[np.ndarray, " records"]
     smoothed: Float64[np.ndarray, " records"]
 
@@ -142,7 +148,8 @@ def train_relu(
         value, gradient = log_objective(theta, sample)
         square = float((theta**2).sum())
         if step % every == 0 or step == steps:
-            rows.append((log_t, square**0.5, value, *_margins(theta, data, clean)))
+            slope = value + np.log(np.linalg.norm(gradient))
+            rows.append((log_t, square**0.5, value, slope, *_margins(theta, data, clean)))
             if progress is not None:
                 progress(step)
         theta = theta - pace / square * gradient

@@ -111,7 +111,7 @@ def need_separable(z: Float64[np.ndarray, "n d"]) -> Separability:
         raise InputError(
             f"the data are not linearly separable through the origin: a convex combination of "
             f"{points} points y·x is zero (residual {verdict.residual:.1e}); "
-            "add a constant feature or choose a separable set"
+            "add a constant feature (--intercept) or choose a separable set"
         )
     return verdict
 

@@ -32,7 +32,8 @@ from scipy import optimize
 from theory.errors import InputError
 from toy.flow import Trajectory
 from toy.max_margin import MaxMargin
-from toy.objective import Objective, lobatto_rule
+from toy.objective import Objective
+from toy.pairs import lobatto_rule
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
         raise InputError("mixup-soft has a finite minimiser: nothing diverges, there are no rates")
     if s[-1] < 20.0:
         raise InputError("rates need a longer flow: choose log10_t of at least 9")
+    if trajectory.log_loss[-1] > -0.5 * s[-1]:
+        raise InputError(
+            f"the loss has only come to e^{trajectory.log_loss[-1]:.3g}: values this small need a "
+            "longer flow; rescale the features to about 1"
+        )
     correction = objective.alpha if objective.protocol == "mixup-signed" else None
     late, early = _windows(s)
     rates = []
@@ -133,8 +139,8 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
     def add(name: str, values: np.ndarray, theory: float, power: bool) -> None:
         if power and values[late].min() < 1e-13:
             raise InputError(
-                f"{name}: the gap falls faster and is near rounding; this set is symmetric, "
-                "choose a generic one such as skewed"
+                f"{name}: the gap falls faster and is near rounding, as on symmetric and on "
+                "colinear sets; choose a generic one such as skewed"
             )
         (fitted, error), (before, _) = (
             fit_power(s[w], values[w], correction) if power else _line(s[w], values[w])
@@ -147,7 +153,8 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
 
     add("loss ~ t^p", trajectory.log_loss, -1.0, False)
     add("norm / log t -> 1/margin", trajectory.norm, 1.0 / trajectory.reference.margin, False)
-    add("margin gap ~ (log t)^p", trajectory.margin_gap, -1.0, True)
+    relative = trajectory.margin_gap / trajectory.reference.margin
+    add("margin gap ~ (log t)^p", relative, -1.0, True)
     add("angle gap ~ (log t)^p", trajectory.angle_gap, -2.0, True)
     return rates
 

@@ -16,7 +16,7 @@ import numpy as np
 from theory.errors import InputError
 from toy.boundary import TRAININGS, standardise, train_boundary
 from toy.data import ToyData, load
-from toy.descent import ALGORITHMS, Recipe, descend, step_limit, step_sizes
+from toy.descent import ALGORITHMS, Algorithm, Recipe, descend, step_limit, step_sizes
 from toy.flow import Trajectory, describe, gaps, gradient_flow
 from toy.homogeneous import train_relu
 from toy.max_margin import MaxMargin, max_margin, separability
@@ -46,6 +46,8 @@ class Common:
     """Margin of clouds"""
     seed: int = 0
     """Of data, weights and draws"""
+    intercept: bool = False
+    """Add a constant feature, so that the line need not pass through the origin"""
     out: Path = Path("runs/toy")
     """Folder for the JSON record and the figures"""
     debug: bool = False
@@ -53,7 +55,8 @@ class Common:
 
     def load(self) -> ToyData:
         """The chosen set."""
-        return load(self.data, self.seed, self.points, self.dimension, self.margin)
+        data = load(self.data, self.seed, self.points, self.dimension, self.margin)
+        return data.with_bias() if self.intercept else data
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Descent(Common):
 
     protocol: Protocol = "mixup-signed"
     """erm, mixup-signed or mixup-soft"""
+    algorithms: tuple[Algorithm, ...] = ALGORITHMS
+    """Any of gd, sgd, momentum, adam"""
     alpha: float = 1.0
     """α of Beta(α, α)"""
     steps: int = 20_000
@@ -94,9 +99,12 @@ class Descent(Common):
 class Soft(Common):
     """Soft-label Mixup's finite minimiser against α and the margin."""
 
-    alphas: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+    alphas: tuple[float, ...] = (
+        *(1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03),
+        *(0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0),
+    )
     """α of Beta(α, α)"""
-    margins: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    margins: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
     """Margins to which the classes are moved"""
     margin_alpha: float = 1.0
     """α for the margins"""
@@ -116,6 +124,10 @@ class Sweep(Common):
     """Steps"""
     soft: bool = False
     """Mix labels too (mixup-soft) instead of mixup-signed"""
+    algorithm: Algorithm = "gd"
+    """gd, sgd, momentum or adam"""
+    sampled: bool = True
+    """Draw λ and a partner every step; otherwise the exact expectation, which costs all pairs"""
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,14 @@ class Boundary(Common):
     """Grid points a side"""
 
 
+@dataclass(frozen=True)
+class Separable(Common):
+    """Is a set linearly separable? The verdict of a linear program, with its certificate."""
+
+    data: str = "cancer"
+    """As for the other studies"""
+
+
 def _record(settings: Common, **results: Any) -> Record:
     flags = {
         name: value for name, value in asdict(settings).items() if name not in ("out", "debug")
@@ -164,6 +184,10 @@ def _reference(reference: MaxMargin) -> Record:
         "support": np.flatnonzero(reference.support).tolist(),
         "kkt_residuals": reference.residuals,
     }
+
+
+def _steps(progress: Progress, what: str, recipe: Recipe) -> Callable[[int], object]:
+    return lambda step: progress(f"{what}, step {step} of {recipe.steps}")
 
 
 def _series(label: str, path: Trajectory) -> Record:
@@ -183,16 +207,22 @@ def measure_bias(settings: Bias, progress: Progress = _silent) -> Record:
     reference = max_margin(data.signed)
     series, rates, notes = [], {}, []
     for protocol in PROTOCOLS:
-        progress(f"flow of {protocol} to t = 1e{settings.log10_t:g}")
         objective = Objective(data, protocol, settings.alpha, diagonal=settings.diagonal)
-        path = gradient_flow(objective, settings.log10_t, settings.times)
+
+        def flow(log10_t: float, times: int, objective: Objective = objective) -> Trajectory:
+            aim = f"{objective.protocol}: flow to t = 1e{log10_t:g}, at 1e"
+            return gradient_flow(
+                objective, log10_t, times, progress=lambda now: progress(f"{aim}{now:.1f}")
+            )
+
+        path = flow(settings.log10_t, settings.times)
         series.append(_series(protocol, path))
         if settings.rates and protocol != "mixup-soft":
-            far = gradient_flow(objective, max(settings.log10_t, 100.0))
+            far = flow(max(settings.log10_t, 100.0), 200)
             try:
                 found = late_rates(objective, far)
                 if protocol == "mixup-signed":
-                    found.append(mixing_rate(objective, gradient_flow(objective, 300.0, 401)))
+                    found.append(mixing_rate(objective, flow(300.0, 401)))
                 rates[protocol] = [asdict(rate) for rate in found]
             except InputError as reason:
                 notes.append(f"{protocol}: {reason}")
@@ -209,38 +239,49 @@ def measure_bias(settings: Bias, progress: Progress = _silent) -> Record:
 
 def _minimiser(soft: Any, reference: MaxMargin, data: ToyData) -> Record:
     norm, angle, margin = gaps(soft.w, data.signed, reference)
+    degrees = float(np.degrees(2.0 * np.arcsin(np.sqrt(angle / 2.0))))
     return {
         "w": soft.w.tolist(),
         "norm": float(norm),
         "loss": soft.loss,
         "gradient_norm": soft.gradient_norm,
         "unique": soft.unique,
-        "angle_degrees": float(np.degrees(2.0 * np.arcsin(np.sqrt(angle / 2.0)))),
+        "angle_degrees": degrees if degrees > 1e-12 else 0.0,  # below is rounding
+        "signed_angle_degrees": _signed_angle(soft.w, reference.direction),
         "margin_gap": float(margin),
         "quadrature_nodes": soft.nodes,
     }
 
 
+def _signed_angle(w: np.ndarray, direction: np.ndarray) -> float | None:
+    """Degrees from the direction to w, counter-clockwise; None outside the plane."""
+    if w.size != 2:
+        return None
+    across = direction[0] * w[1] - direction[1] * w[0]
+    return float(np.degrees(np.arctan2(across, w @ direction)))
+
+
 def measure_descent(settings: Descent, progress: Progress = _silent) -> Record:
-    """All four algorithms on one objective.
+    """The chosen algorithms on one objective.
 
     Raises:
         InputError: If the set is not separable, or the step is past the stability limit.
     """
+    if not settings.algorithms:
+        raise InputError("--algorithms needs at least one of gd, sgd, momentum, adam")
     data = settings.load()
     reference = max_margin(data.signed)
     objective = Objective(data, settings.protocol, settings.alpha)
     recipes = [
         Recipe(algorithm, settings.steps, settings.step, settings.sampled, settings.batch)
-        for algorithm in ALGORITHMS
+        for algorithm in settings.algorithms
     ]
     # The tightest limit first, so that the step it suggests will do for all.
     for recipe in sorted(recipes, key=lambda recipe: step_limit(objective, recipe)[0]):
         step_sizes([objective], recipe)
     series = []
-    for algorithm, recipe in zip(ALGORITHMS, recipes, strict=True):
-        progress(f"{algorithm}, {settings.steps} steps")
-        paths = descend([objective], recipe, [settings.seed])
+    for algorithm, recipe in zip(settings.algorithms, recipes, strict=True):
+        paths = descend([objective], recipe, [settings.seed], _steps(progress, algorithm, recipe))
         path = describe(objective, reference, np.log(paths.time[:, 0]), paths.w[:, 0])
         series.append({**_series(algorithm, path), "steps": paths.steps.tolist()})
     return _record(settings, max_margin=_reference(reference), series=series)
@@ -273,11 +314,13 @@ def measure_soft(settings: Soft, progress: Progress = _silent) -> Record:
 
 
 def measure_sweep(settings: Sweep, progress: Progress = _silent) -> Record:
-    """Seeds × α of sampled-λ descent as one batched computation, ERM beside it.
+    """Seeds × α of descents as one batched computation, ERM beside it.
 
     Raises:
         InputError: If a set is not separable or a value is out of its range.
     """
+    if not settings.alphas:
+        raise InputError("--alphas needs at least one value")
     if settings.seeds < 2:
         raise InputError("a standard error needs at least 2 seeds")
     sets = [replace(settings, seed=settings.seed + k).load() for k in range(settings.seeds)]
@@ -288,11 +331,12 @@ def measure_sweep(settings: Sweep, progress: Progress = _silent) -> Record:
     ]
     mixed = [Objective(data, protocol, alpha) for alpha in settings.alphas for data in sets]
     groups.append((protocol, 0.0, mixed))
-    recipe = Recipe("gd", settings.steps, sampled=True, records=60)
+    recipe = Recipe(settings.algorithm, settings.steps, sampled=settings.sampled, records=60)
     series = []
     for name, alpha, objectives in groups:
-        progress(f"{name}, {len(objectives)} runs at once")
-        paths = descend(objectives, recipe, [k % settings.seeds for k in range(len(objectives))])
+        what = f"{name}, {len(objectives)} runs at once"
+        seeds = [k % settings.seeds for k in range(len(objectives))]
+        paths = descend(objectives, recipe, seeds, _steps(progress, what, recipe))
         gap = np.stack(
             [
                 gaps(paths.w[:, k], objectives[k].data.signed, references[k % settings.seeds])[1:]
@@ -328,9 +372,15 @@ def measure_relu(settings: Relu, progress: Progress = _silent) -> Record:
         "mixup-soft": max(1, settings.steps // 4),
     }
     for protocol, steps in plan.items():
-        progress(f"ReLU network, {protocol}, {steps} steps")
+        aim = f"ReLU network, {protocol}, step"
         path = train_relu(
-            data, protocol, settings.alpha, width=settings.width, steps=steps, seed=settings.seed
+            data,
+            protocol,
+            settings.alpha,
+            width=settings.width,
+            steps=steps,
+            seed=settings.seed,
+            progress=lambda now, aim=aim, steps=steps: progress(f"{aim} {now} of {steps}"),  # type: ignore[misc]
         )
         columns = {name: values.tolist() for name, values in vars(path).items()}
         series.append({"label": protocol, **columns})
@@ -347,7 +397,7 @@ def measure_boundary(settings: Boundary, progress: Progress = _silent) -> Record
     train, test = standardise(settings.load(), held_out.load())
     panels = []
     for training in TRAININGS:
-        progress(f"boundary of {training}, {settings.steps} steps")
+        aim = f"boundary of {training}, step"
         seen = train_boundary(
             train,
             test,
@@ -357,6 +407,7 @@ def measure_boundary(settings: Boundary, progress: Progress = _silent) -> Record
             steps=settings.steps,
             side=settings.side,
             seed=settings.seed,
+            progress=lambda now, aim=aim: progress(f"{aim} {now} of {settings.steps}"),  # type: ignore[misc]
         )
         numbers = {k: v for k, v in vars(seen).items() if isinstance(v, float)}
         grid = np.round(seen.probability, 6).tolist()
@@ -366,17 +417,17 @@ def measure_boundary(settings: Boundary, progress: Progress = _silent) -> Record
     return _record(settings, x=train.x.tolist(), y=train.y.tolist(), panels=panels)
 
 
-def separability_line(data: ToyData) -> str:
-    """One line on whether a set is separable, with its certificate or its margin."""
+def measure_separable(settings: Separable, progress: Progress = _silent) -> Record:
+    """The verdict of the linear program, with its proof, and the max margin if there is one."""
+    data = settings.load()
+    progress("linear program")
     verdict = separability(data.signed)
+    proof: Record = {
+        "separable": verdict.separable,
+        "direction": verdict.direction.tolist(),
+        "weights": verdict.weights.tolist(),
+        "residual": verdict.residual,
+    }
     if verdict.separable:
-        answer = max_margin(data.signed)
-        return (
-            f"{data.name}: separable, margin {answer.margin:.6g}, {int(answer.support.sum())} "
-            f"support vectors, largest KKT residual {answer.kkt:.1e}"
-        )
-    points = int((verdict.weights > 1e-12).sum())
-    return (
-        f"{data.name}: not separable, {points} points y·x have a convex combination of size "
-        f"{verdict.residual:.1e}"
-    )
+        proof["max_margin"] = _reference(max_margin(data.signed))
+    return _record(settings, **proof)
