@@ -14,12 +14,16 @@ def draw_orders(ax: Axes, checks: Sequence[Report]) -> None:
     """R_K of both expansions against the order, beside exact R, at the last check."""
     found = checks[-1].orders
     orders = np.arange(1, found["order"] + 1)
-    for name, color, marker in (("composite", COLORS[0], "o"), ("nested", COLORS[1], "s")):
+    forms = (("composite", COLORS[0], "o"), ("nested", COLORS[1], "s"))
+    if found["affine_pieces"]:  # then the two are the same numbers
+        ax.plot(orders, found["composite"], "o-", ms=4, color=COLORS[0], label="R_K, both forms")
+    for name, color, marker in () if found["affine_pieces"] else forms:
         ax.plot(orders, found[name], f"{marker}-", ms=4, color=color, label=f"R_K, {name} form")
     ax.axhline(found["r"], color="0.2", lw=1.0, label="R itself")
     ax.axhline(found["tangent"], color=COLORS[2], lw=1.0, ls="--", label="tangent's share")
-    # Linear around R, so that an expansion that explodes does not flatten all else.
-    ax.set_yscale("symlog", linthresh=max(3 * abs(found["r"]), 1e-12))
+    if max(map(abs, found["composite"] + found["nested"])) > 10 * abs(found["r"]) > 0:
+        # Linear around R, so that an expansion that explodes does not flatten all else.
+        ax.set_yscale("symlog", linthresh=3 * abs(found["r"]))
     ax.set_xticks(orders if len(orders) <= 10 else orders[::2])
     ax.set(xlabel="order K", ylabel="R_K   [nats]", title=f"Order by order, {when(checks[-1])}")
     legend_below(ax)
@@ -28,19 +32,21 @@ def draw_orders(ax: Axes, checks: Sequence[Report]) -> None:
 def draw_remainders(ax: Axes, checks: Sequence[Report]) -> None:
     """Remainder of the loss and of the network against the distance, at the last check."""
     found = checks[-1].orders["remainders"]
+    affine = checks[-1].orders["affine_pieces"]
     order = len(found["of_loss"])
     shown = sorted({1, (1 + order) // 2, order})
-    for k, color in zip(shown, COLORS, strict=False):
-        for name, ls, what in (("of_loss", "-", "loss"), ("of_f", ":", "f")):
-            values = np.array(found[name][k - 1])
-            values[values < found["rounding"]] = np.nan
-            exponent = found["exponents"][name][k - 1]
-            fitted = "" if exponent is None or np.isnan(exponent) else f", a^{exponent:.2g}"
-            ax.plot(
-                found["distances"], values, color=color, ls=ls, lw=1.2,
-                label=f"{what}, K = {k}{fitted}",
-            )  # fmt: skip
-    ax.axhline(found["rounding"], color="0.6", lw=0.8, ls="--")
+    lines = [("of_loss", k, f"loss, K = {k}", "-", c) for k, c in zip(shown, COLORS, strict=False)]
+    if affine:  # no order above the first adds anything to f's
+        lines.append(("of_f", 1, "f, every K", ":", "0.3"))
+    else:
+        lines += [("of_f", k, f"f, K = {k}", ":", c) for k, c in zip(shown, COLORS, strict=False)]
+    for name, k, label, ls, color in lines:
+        values = np.array(found[name][k - 1])
+        values[values < found["rounding"]] = np.nan
+        exponent = found["exponents"][name][k - 1]
+        fitted = "" if exponent is None or np.isnan(exponent) else f": a^{exponent:.2g}"
+        ax.plot(found["distances"], values, color=color, ls=ls, lw=1.2, label=label + fitted)
+    ax.axhline(found["rounding"], color="0.6", lw=0.8, ls="--", label="rounding")
     ax.set(xscale="log", yscale="log", xlabel="a   (1 is the partner)", ylabel="mean remainder")
     ax.set_title(f"What order K leaves out, {when(checks[-1])}")
     legend_below(ax)

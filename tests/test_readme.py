@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from theory import read_reports
-from theory.report import claims_table
+from theory.report import claims_table, orders_table, segments_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,7 +59,50 @@ def test_the_toys_numbers_are_those_of_its_records():
     assert erm > max(mixup, mixupe)  # "cost accuracy"
 
 
+ORDERS = re.findall(r"<!-- orders: (\S+) -->\n```\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("record", "shown"), ORDERS, ids=[record for record, _ in ORDERS])
+def test_tables_of_orders_are_those_of_the_records(record, shown):
+    report = read_reports(ROOT / record)[-1]
+    assert shown == f"{orders_table(report)}\n{segments_summary(report)}\n"
+    assert "+changes" not in report.environment["commit"]
+
+
+def test_the_bounds_rows_are_those_of_the_record():
+    path, shown = re.search(r"<!-- bound: (.+) -->\n((?:\|.*\n)+)", README).groups()
+    record = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    ends = (record["sizes"][0], record["sizes"][-1])
+    assert shown.splitlines()[0].endswith(f"| n = {ends[0]['n']} | n = {ends[1]['n']:.0e} |")
+    named = ("reach", "ball", "class", "complexity", "objective", "repaired")
+    claims = [[size["claims"][name] for size in ends] for name in named]
+    rows = [
+        " | ".join(
+            [
+                first["statement"].replace("|", "\\|"),
+                first["measure"].replace("|", "\\|"),
+                *(f"{claim['verdict']} {claim['value']:.3g}" for claim in (first, last)),
+            ]
+        )
+        for first, last in claims
+    ]
+    assert shown.splitlines()[2:] == [f"| {row} |" for row in rows]
+
+
+def test_the_costs_of_taylor_terms_are_those_of_the_record():
+    path, shown = re.search(r"<!-- costs: (.+) -->\n((?:\|.*\n)+)", README).groups()
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    figures = [json.loads(line) for line in lines]
+    assert "+changes" not in figures[0]["commit"]
+    rows = [
+        f"| {figure['name']} | {figure['ratio']:.2f} | {figure['goal'] or ''} |"
+        for figure in figures[1:]
+    ]
+    assert shown.splitlines()[2:] == rows
+
+
 def test_there_are_tables_to_compare():
+    assert ORDERS
     assert TABLES
 
 
@@ -82,7 +125,7 @@ def test_the_library_example_runs_as_it_stands(tmp_path):
 def test_flags_named_in_the_readme_exist():
     named = set(re.findall(r"(--[a-z][a-z0-9.-]+)", README)) - {"--index-url", "--help"}
     known = ""
-    for command in (["theory.check_approx"], ["toy", "bias"]):
+    for command in (["theory.check_approx"], ["theory.generalization"], ["toy", "bias"]):
         known += subprocess.run(
             [sys.executable, "-m", *command, "--help"],
             capture_output=True, text=True, cwd=ROOT, timeout=300, check=True,
