@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__ as command
 from benchmarks.timing import emit, interleaved
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,3 +37,13 @@ def test_unknown_benchmarks_are_refused_with_the_choices(flags):
     )
     assert done.returncode == 2
     assert "choose from expectation, first_order" in done.stderr
+
+
+def test_a_record_starts_with_how_it_was_made(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "toy"])
+    monkeypatch.setattr("benchmarks.toy.main", lambda: emit("a", {"a": [1.0]}, "a", "a", None))
+    assert command.main() == 0
+    run, figure = map(json.loads, capsys.readouterr().out.splitlines())
+    assert run["command"] == "python -m benchmarks toy"
+    assert run["versions"]["torch"]
+    assert figure["name"] == "a"

@@ -179,9 +179,11 @@ ON_X = {
     "instance norm": module(nn.InstanceNorm2d(4, affine=True)),
     "max pool": lambda x: F.max_pool2d(x, 3, 2, 1) * F.adaptive_max_pool2d(x, 3),
     "average pool": lambda x: F.avg_pool2d(x, 3, 2, 1) * F.adaptive_avg_pool2d(x, 3),
-    "upsample": lambda x: F.interpolate(x, scale_factor=2)
-    + F.interpolate(x, scale_factor=2, mode="bilinear")
-    + F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "upsample": lambda x: (
+        F.interpolate(x, scale_factor=2)
+        + F.interpolate(x, scale_factor=2, mode="bilinear")
+        + F.interpolate(x, scale_factor=2, mode="bicubic")
+    ),
     "unfold": lambda x: F.fold(F.unfold(x, 2), (6, 6), 2),
     "shuffle": lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 3),
     "replicate": module(nn.ReplicationPad2d(1)),
@@ -462,9 +464,7 @@ def test_a_random_graph_of_rules_equals_nested_jvp(graph, seed):
 @pytest.mark.parametrize("activation", ["relu", "softplus", "gelu"])
 def test_preact_resnet_18_to_fourth_order_equals_nested_jvp(activation, monkeypatch):
     torch.manual_seed(0)
-    model = randomize_norms(
-        build_model("preact18", num_classes=3, image_size=8, width=2)
-    ).double()
+    model = randomize_norms(build_model("preact18", num_classes=3, image_size=8, width=2)).double()
     if activation != "relu":
         monkeypatch.setattr(F, "relu", getattr(F, activation))
     x, v = torch.randn(2, 2, 3, 8, 8).double()
