@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.orders import draw_convergence, draw_orders, draw_remainders
+from figures.segments import draw_regions, draw_split
 from figures.style import COLORS, legend_below, style, when
 from theory.record import write_atomically
 from theory.report import Report
@@ -115,6 +116,23 @@ def draw_gaps(ax: Axes, checks: Sequence[Report]) -> None:
     legend_below(ax)
 
 
+def draw_segments(ax: Axes, checks: Sequence[Report]) -> None:
+    """Linear regions that segments between samples cross, at the last check."""
+    found = checks[-1].segments
+    apart = np.array(found["pairs"]["i"]) != np.array(found["pairs"]["j"])
+    draw_regions(ax, np.array(found["counts"])[apart], np.array(found["covered"])[apart])
+
+
+def draw_kinks(ax: Axes, checks: Sequence[Report]) -> None:
+    """R of each sample split into its first piece's part and the kinks', at the last check."""
+    found = checks[-1].segments
+    i, total, smooth = (
+        np.array(column) for column in (found["pairs"]["i"], found["total"], found["smooth"])
+    )
+    counts = np.bincount(i)
+    draw_split(ax, np.bincount(i, smooth) / counts, np.bincount(i, total - smooth) / counts)
+
+
 PANELS: dict[str, Panel] = {
     "q": draw_q,
     "gaps": draw_gaps,
@@ -124,6 +142,8 @@ PANELS: dict[str, Panel] = {
     "orders": draw_orders,
     "remainders": draw_remainders,
     "convergence": draw_convergence,
+    "regions": draw_segments,
+    "kinks": draw_kinks,
 }
 _OVERVIEW = ("q", "gaps", "attribution", "errors")
 
@@ -137,6 +157,8 @@ def panels_of(checks: Sequence[Report]) -> dict[str, Panel]:
         "orders": bool(orders),
         "remainders": bool(orders),
         "convergence": bool(orders and orders["convergence"]),
+        "regions": bool(checks[-1].segments),
+        "kinks": bool(checks[-1].segments),
     }
     return {name: panel for name, panel in PANELS.items() if fillable.get(name, True)}
 

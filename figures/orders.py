@@ -16,7 +16,7 @@ def draw_orders(ax: Axes, checks: Sequence[Report]) -> None:
     orders = np.arange(1, found["order"] + 1)
     for name, color, marker in (("composite", COLORS[0], "o"), ("nested", COLORS[1], "s")):
         ax.plot(orders, found[name], f"{marker}-", ms=4, color=color, label=f"R_K, {name} form")
-    ax.axhline(found["r"], color="0.2", lw=1.0, label="exact R")
+    ax.axhline(found["r"], color="0.2", lw=1.0, label="R itself")
     ax.axhline(found["tangent"], color=COLORS[2], lw=1.0, ls="--", label="tangent's share")
     # Linear around R, so that an expansion that explodes does not flatten all else.
     ax.set_yscale("symlog", linthresh=max(3 * abs(found["r"]), 1e-12))

@@ -79,7 +79,7 @@ def test_orders_and_remainders_are_the_last_checks(checks):
     lines = {line.get_label(): line for line in plot_panel("orders", checks).axes[0].lines}
     np.testing.assert_array_equal(lines["R_K, composite form"].get_ydata(), orders["composite"])
     np.testing.assert_array_equal(lines["R_K, nested form"].get_ydata(), orders["nested"])
-    assert set(lines["exact R"].get_ydata()) == {orders["r"]}
+    assert set(lines["R itself"].get_ydata()) == {orders["r"]}
     ax = plot_panel("remainders", checks).axes[0]
     first = np.array(orders["remainders"]["of_loss"][0])
     drawn = ax.lines[0].get_ydata()

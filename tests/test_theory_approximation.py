@@ -263,7 +263,7 @@ def test_second_order_tells_more_of_r_than_the_first_on_a_nearly_linear_net():
     claim = report.claims["orders"]
     assert claim.value == pytest.approx(third / first)
     assert claim.verdict == "HOLDS"
-    assert "of R, 100% is the network's tangent and 0% the kinks alone" in claim.note
+    assert "of R, 100 % is the network's tangent and 0 % the kinks alone" in claim.note
     assert "orders" not in check_approximation(model, [data(dtype=torch.float64)]).claims
 
 

@@ -225,3 +225,15 @@ def test_a_model_that_cannot_be_copied_is_refused_in_one_line(held):
 def test_orders_above_one_with_batch_statistics_are_refused():
     with pytest.raises(InputError, match="batch statistics are refused"):
         check(make_problem(case_named("gelu-conv-batch-norm"), n=5), batch_norm="batch", order=2)
+
+
+def test_high_orders_are_not_mistaken_for_kinks():
+    """Fourth and higher derivatives of a nearly linear network are too small to be differenced."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(),
+                          nn.Linear(64, 3))  # fmt: skip
+    x, y = torch.randn(4, 20), torch.eye(3)[torch.tensor([0, 1, 2, 0])]
+    result = derivative_self_check(model, x, y, torch.zeros(20), order=6)
+    assert len(result.errors) == 3
+    assert result.kinks == (0, 0, 0)
+    assert max(result.errors) < 1e-6

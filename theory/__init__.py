@@ -9,6 +9,8 @@
 | its second-order term over all x' at once           | `second_order`                            |
 | R where n² pairs are too many, with standard errors | `expectation.sampled_regularizer`         |
 | Taylor terms of f and of the loss along x' − x      | `taylor`                                  |
+| ReLU networks on x → x': the pieces of f            | `segments.segment_pieces`                 |
+| R exactly, and its smooth and kink parts            | `kinks.exact_regularizer`                 |
 | q = (g − y)ᵀ J (E[x'] − x) of the first-order term  | `first_order.first_order`                 |
 | equation (1), q̂ = (y − g)ᵀ f, and its two errors    | `first_order.q_hat`, `.FirstOrder`        |
 | J x ≈ f (ReLU): which layer breaks it               | `attribution.LayerShares`                 |

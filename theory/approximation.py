@@ -31,12 +31,14 @@ from theory.corrections import (
     difference_quotient,
 )
 from theory.errors import InputError
+from theory.expansion import Pairs
 from theory.expectation import Sampling, sampled_regularizer
 from theory.first_order import FirstOrder, first_order, first_order_coupled
+from theory.kinks import segment_regularizer
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
 from theory.network import BatchNormMode, Function, copy_in, evaluating
-from theory.orders import measure_orders
+from theory.orders import draw_pairs, measure_orders
 from theory.regularizer import PairSettings, measure_theorem_1
 from theory.report import Report
 from theory.self_check import derivative_self_check
@@ -85,6 +87,7 @@ def check_approximation(
     tolerance: float | None = None,
     thresholds: Thresholds | None = None,
     engine: Engine = "series",
+    max_pieces: int | None = None,
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> Report:
@@ -100,7 +103,8 @@ def check_approximation(
         data: Iterable of (x, y) batches; y holds class indices or probability rows. Read once.
         alpha: α of Mixup's Beta(α, β).
         beta: β; α where it is not given.
-        order: Highest order of the expansion of R to report.
+        order: Highest order of the expansion of R to report. Above 1, both expansions are held
+            against R on random pairs, one or more a sample.
         head: "softmax" for cross-entropy, "sigmoid" for (summed) binary cross-entropy.
         mean: x̄' = E[x'], of one input's shape; the mean of `data` where it is not given.
         batch_norm: "eval", or "batch" to normalise by the statistics of each `batch_size` examples.
@@ -118,6 +122,8 @@ def check_approximation(
         thresholds: What the claims are held against.
         engine: How Taylor terms above the first are computed: "series", or "nested" for nested
             jvp, the readable reference, up to order 4.
+        max_pieces: For networks of affine pieces (ReLU): follow each random pair's segment exactly,
+            kink by kink in float64, for so many pieces, and sample what is left of it.
         seed: Of the bootstrap and of the estimate's draws.
         on_progress: Called now and then with the work done since the last call, in forward passes
             of one example.
@@ -137,6 +143,7 @@ def check_approximation(
         "nodes": nodes,
         "batch_size": batch_size,
         "pair_samples": pair_samples,
+        "max_pieces": max_pieces,
     }
     for name, number in counts.items():
         if number is not None and number < 1:
@@ -144,6 +151,8 @@ def check_approximation(
     if not 0 < pair_seconds < math.inf:
         raise InputError(f"pair_seconds is {pair_seconds}: it must be positive and finite")
     Sampling(tolerance=tolerance)  # refuses a bad one
+    if max_pieces is not None and batch_norm == "batch":
+        raise InputError("max_pieces needs batch_norm='eval': batch statistics have no segments")
     if order > 1 and batch_norm == "batch":
         raise InputError(
             "order above 1 with batch_norm='batch' is refused: batch statistics couple the "
@@ -164,18 +173,23 @@ def check_approximation(
             )
         pairs: dict[str, Any] = {}
         orders: dict[str, Any] = {}
+        segments: dict[str, Any] = {}
         if batch_norm == "eval":
             plan = PairSettings(alpha, beta, head, order, nodes, batch_size, engine)
             n = pair_samples or plan.affordable(f, examples.x, examples.targets, pair_seconds)
             n = min(n, len(examples.x))
-            x, targets = examples.spread(n)
-            pairs = measure_theorem_1(f, x, targets, plan, progress)
+            pairs = measure_theorem_1(f, *examples.spread(n), plan, progress)
+            # One partner a sample at least, and as many pairs as the identity takes.
+            partners = max(1, n**2 // len(examples.x))
+            drawn = draw_pairs(len(examples.x), partners, torch.Generator().manual_seed(seed))
             if order > 1:
                 orders = measure_orders(
-                    f, x, targets, np.array(pairs["r_of_sample"]), order=order, alpha=alpha,
-                    beta=beta, head=head, engine=engine, rows=plan.rows(x),
-                    on_pairs=lambda done: progress(done * plan.series_work),
+                    f, examples.x, examples.targets, drawn, order=order, alpha=alpha, beta=beta,
+                    head=head, nodes=nodes, engine=engine, rows=plan.rows(examples.x),
+                    on_pairs=lambda done: progress(done * (nodes + plan.series_work)),
                 )  # fmt: skip
+            if max_pieces is not None:
+                segments = _segments_part(model, examples, drawn, plan, max_pieces)
             sampled = sampled_regularizer(
                 f, examples.x, examples.targets, Sampling(plan.draws(n), tolerance),
                 alpha=alpha, beta=beta, head=head, generator=torch.Generator().manual_seed(seed),
@@ -217,6 +231,7 @@ def check_approximation(
         alignment=alignment,
         regularizer=pairs,
         orders=orders,
+        segments=segments,
         self_check=self_check,
         settings=settings,
     )
@@ -364,6 +379,25 @@ def _alignment_part(
         ), ""
     except InputError as error:  # a model may well lack second derivatives or parameters
         return pd.DataFrame(), str(error)
+
+
+def _segments_part(
+    model: nn.Module, examples: _Data, pairs: Pairs, plan: PairSettings, max_pieces: int
+) -> dict[str, Any]:
+    """R of each drawn pair kink by kink, in float64 whatever the check's own precision."""
+    i, j = (index.to(examples.x.device) for index in pairs)
+    x, targets = examples.x.double(), examples.targets.double()
+    with evaluating(copy_in(model, torch.float64)) as f:
+        found = segment_regularizer(
+            f, x[i], targets[i], x[j], alpha=plan.alpha, beta=plan.beta, head=plan.head,
+            max_pieces=max_pieces,
+        )  # fmt: skip
+    columns = {field.name: getattr(found, field.name) for field in fields(found)}
+    return {
+        "max_pieces": max_pieces,
+        "pairs": {"i": pairs[0].tolist(), "j": pairs[1].tolist()},
+        **{name: column.cpu().tolist() for name, column in columns.items()},
+    }
 
 
 def _self_check_part(

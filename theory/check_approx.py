@@ -35,7 +35,14 @@ from theory.mixing import beta_law
 from theory.network import BatchNormMode, evaluating
 from theory.record import check_writable, command_line, write_atomically
 from theory.regularizer import PairSettings
-from theory.report import Report, claims_table, corrections_table, orders_table, write_reports
+from theory.report import (
+    Report,
+    claims_table,
+    corrections_table,
+    orders_table,
+    segments_summary,
+    write_reports,
+)
 from theory.taylor import Engine
 from theory.verdicts import Thresholds, broken_conditions, parse_condition
 
@@ -72,6 +79,8 @@ class Config:
     """Highest order of Theorem 1's expansion; above 1, each order is measured against exact R"""
     engine: Engine = "series"
     """How Taylor terms are computed: power series, or nested jvp (the reference, up to order 4)"""
+    max_pieces: int | None = None
+    """ReLU networks: follow segments between samples kink by kink, for at most so many pieces"""
     alpha: float = 1.0
     """α of Beta(α, β)"""
     beta: float | None = None
@@ -158,6 +167,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
                 beta=config.beta,
                 order=config.order,
                 engine=config.engine,
+                max_pieces=config.max_pieces,
                 head=config.head,
                 mean=mean,
                 batch_norm=config.batch_norm,
@@ -222,6 +232,7 @@ class _Progress:
         self._pair_work = settings.rows_per_pair + settings.draws(1)
         self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
         one = samples * (FIRST_ORDER_WORK + (GRADIENT_WORK if config.gradients else 0))
+        one += samples * (config.nodes + settings.series_work) if config.order > 1 else 0
         self._fixed += self._checks * one
         pairs = 0 if config.batch_norm == "batch" else config.pair_samples or 12
         self._bar = tqdm(
@@ -266,7 +277,14 @@ def _check_numbers(config: Config) -> None:
     beta_law(config.alpha, config.beta)
     if not 0 <= config.epochs < math.inf:
         raise InputError(f"--epochs is {config.epochs}: it must be 0 or positive, and finite")
-    counts = {"samples": 1, "order": 1, "batch_size": 2, "nodes": 1, "pair_samples": 1}
+    counts = {
+        "samples": 1,
+        "order": 1,
+        "batch_size": 2,
+        "nodes": 1,
+        "pair_samples": 1,
+        "max_pieces": 1,
+    }
     for name, least in counts.items():
         value = getattr(config, name)
         if value is not None and value < least:
@@ -367,6 +385,8 @@ def run(config: Config) -> int:
         for report in shown:
             print(f"Theorem 1 order by order, epoch {report.training['epoch']:.3g}:\n")
             print(f"{orders_table(report)}\n")
+    for report in shown if reports[-1].segments else ():
+        print(f"epoch {report.training['epoch']:.3g}, {segments_summary(report)}\n")
     print(f"Written to {folder}: report.json, samples.csv, {', '.join(p.name for p in figures)}")
     broken = broken_conditions(reports[-1], config.fail_on)
     for line in broken:

@@ -31,6 +31,7 @@ from theory.mixing import BetaMixture, relabelled_law
 from theory.network import Function
 from theory.taylor import Engine, loss_terms, taylor_terms
 
+Pairs = tuple[Tensor, Tensor]
 FITTED_DISTANCES = 5
 # Nodes for one-dimensional integrals over a that need no forward pass of the network.
 TANGENT_NODES = 64
@@ -46,8 +47,8 @@ class Expansion:
         tangent: The tangent's share of each example.
         affine_pieces: Whether every Taylor term of f above the first is exactly zero, as for a
             network of affine pieces.
-        radius: Estimates of φ's radius of convergence for each (example, partner), of shape (n, n);
-            None below order 4.
+        radius: Estimates of φ's radius of convergence for each pair, of shape (pairs,); None below
+            order 4.
     """
 
     composite: Float[Tensor, "order n"]
@@ -67,10 +68,11 @@ def expand_regularizer(
     beta: float | None = None,
     head: Head = "softmax",
     engine: Engine = "series",
+    pairs: Pairs | None = None,
     rows: int = 64,
     on_pairs: Callable[[int], None] = lambda pairs: None,
 ) -> Expansion:
-    """Both expansions of Theorem 1's R over all n² pairs, and the tangent's share.
+    """Both expansions of Theorem 1's R, and the tangent's share.
 
     Args:
         f: The network as a function (evaluation mode).
@@ -81,6 +83,7 @@ def expand_regularizer(
         beta: β of the law of λ; α where it is not given.
         head: Which loss.
         engine: How the Taylor terms of f are computed.
+        pairs: Indices (i, j) of the pairs to take, every i at least once; all n² if not given.
         rows: Pairs in one pass; bounds the memory.
         on_pairs: Called with the number of pairs done in each pass.
 
@@ -92,8 +95,9 @@ def expand_regularizer(
     law = relabelled_law(alpha, beta)
     moments = torch.tensor([law.moment(k) for k in range(1, order + 1)], dtype=torch.float64)
     sums = x.new_zeros(2 * order + 1, len(x), dtype=torch.float64)
+    counts = x.new_zeros(len(x), dtype=torch.float64)
     affine, radii = True, []
-    for i, j in all_pairs(len(x), rows, x.device):
+    for i, j in in_pieces(pairs, len(x), rows, x.device):
         terms = taylor_terms(f, x[i], x[j] - x[i], order, engine).double()
         affine &= not bool(terms[2:].any())
         y = targets[i].double()
@@ -104,20 +108,17 @@ def expand_regularizer(
         nested = _nested(terms, y, law, head)
         tangent = _tangent(terms, y, law, head)
         sums.index_add_(1, i, torch.cat([composite.cumsum(0), nested, tangent[None]]))
+        counts.index_add_(0, i, torch.ones_like(tangent))
         on_pairs(len(i))
-    means = sums / len(x)
-    return Expansion(means[:order], means[order:-1], means[-1], affine, _gathered(radii, len(x)))
-
-
-def _gathered(radii: list[Radius], n: int) -> Radius | None:
-    if not radii:
-        return None
-    return Radius(
-        *(
-            np.concatenate([getattr(radius, field.name) for radius in radii]).reshape(n, n)
-            for field in fields(Radius)
+    means = sums / counts
+    radius = (
+        Radius(
+            *(np.concatenate([getattr(r, field.name) for r in radii]) for field in fields(Radius))
         )
+        if radii
+        else None
     )
+    return Expansion(means[:order], means[order:-1], means[-1], affine, radius)
 
 
 def taylor_regularizer(
@@ -164,11 +165,16 @@ def _refuse(x: Tensor, order: int) -> None:
     refuse_none(x)
 
 
-def all_pairs(n: int, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All ordered pairs (i, j), i = j included, `rows` at a time."""
-    for start in range(0, n * n, rows):
-        flat = torch.arange(start, min(start + rows, n * n), device=device)
-        yield flat // n, flat % n
+def in_pieces(pairs: Pairs | None, n: int, rows: int, device: torch.device) -> Iterator[Pairs]:
+    """Pairs (i, j), `rows` at a time: those given, or all n² ordered ones, i = j included."""
+    total = n * n if pairs is None else len(pairs[0])
+    for start in range(0, total, rows):
+        stop = min(start + rows, total)
+        if pairs is None:
+            flat = torch.arange(start, stop, device=device)
+            yield flat // n, flat % n
+        else:
+            yield pairs[0][start:stop].to(device), pairs[1][start:stop].to(device)
 
 
 def _nested(terms: Tensor, y: Tensor, law: BetaMixture, head: Head) -> Tensor:

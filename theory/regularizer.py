@@ -16,7 +16,7 @@ memory does not grow with n² and time does.
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theory.agreement import pearson, sign_agreement
-from theory.expansion import refuse_none, taylor_regularizer
+from theory.expansion import Pairs, in_pieces, refuse_none, taylor_regularizer
 from theory.losses import Head, loss
 from theory.mixing import BetaMixture, beta_law, relabelled_law
 from theory.network import Function
-from theory.taylor import Engine, taylor_terms
+from theory.taylor import Engine
 
 
 def standard_risk(
@@ -98,16 +98,18 @@ def regularizer(
     beta: float | None = None,
     nodes: int = 16,
     head: Head = "softmax",
+    pairs: Pairs | None = None,
     rows: int = 256,
 ) -> Float[Tensor, " n"]:
-    """Theorem 1's R of each example: all partners, own label kept, λ ~ D̃_λ by quadrature.
+    """Theorem 1's R of each example: own label kept, λ ~ D̃_λ by quadrature.
 
-    Arguments and errors as for `mixup_risk`. The mean over examples is R.
+    Arguments and errors as for `mixup_risk`, and `pairs`, the indices (i, j) of the pairs to take,
+    every i at least once; all n² if not given. The mean over examples is R.
     """
     start = standard_risk(f, x, targets, head, rows=rows)
     total = torch.zeros_like(start)
     with torch.no_grad():
-        for i, j, a, weight in _pairs(x, relabelled_law(alpha, beta), nodes, rows):
+        for i, j, a, weight in _pairs(x, relabelled_law(alpha, beta), nodes, rows, pairs):
             moved = x[i] + _rows(a, x) * (x[j] - x[i])
             change = loss(f(moved), targets[i], head).double() - start[i]
             total.index_add_(0, i, weight * change)
@@ -119,17 +121,21 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _pairs(
-    x: Tensor, law: BetaMixture, nodes: int, rows: int
+    x: Tensor, law: BetaMixture, nodes: int, rows: int, pairs: Pairs | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Pieces (i, j, a, weight/n) of all pairs times all quadrature nodes."""
+    """Pieces (i, j, a, weight over the number of i's pairs) of all pairs times all nodes."""
     n = len(x)
     refuse_none(x)
     points, weights = (torch.from_numpy(v).to(x.device) for v in law.quadrature(nodes))
-    per_pair = len(points)
-    for start in range(0, n * n * per_pair, rows):
-        flat = torch.arange(start, min(start + rows, n * n * per_pair), device=x.device)
-        pair, k = flat // per_pair, flat % per_pair
-        yield pair // n, pair % n, points[k].to(x.dtype), weights[k] / n
+    counts = weights.new_full((n,), n)
+    if pairs is not None:
+        counts = pairs[0].to(x.device).bincount(minlength=n).double()
+    for i, j in in_pieces(pairs, n, max(1, rows // len(points)), x.device):
+        k = torch.arange(len(points), device=x.device).repeat(len(i))
+        i, j = (index.repeat_interleave(len(points)) for index in (i, j))
+        for part in torch.arange(len(k), device=x.device).split(rows):
+            at = i[part]
+            yield at, j[part], points[k[part]].to(x.dtype), weights[k[part]] / counts[at]
 
 
 def _coarse(nodes: int) -> int:
@@ -163,7 +169,7 @@ class PairSettings:
     def rows_per_pair(self) -> float:
         """Forward passes of one example that a pair costs, roughly."""
         rules = 1 + len(relabelled_law(self.alpha, self.beta).components)
-        return rules * (self.nodes + _coarse(self.nodes)) + self.series_work
+        return rules * (self.nodes + _coarse(self.nodes))
 
     @property
     def series_work(self) -> float:
@@ -174,7 +180,7 @@ class PairSettings:
 
     def draws(self, n: int) -> int:
         """Forward passes for an estimate of R: as many as both sides take on all pairs of n."""
-        return round(n**2 * replace(self, order=1).rows_per_pair)
+        return round(n**2 * self.rows_per_pair)
 
     def rows(self, x: Tensor) -> int:
         """Inputs in one pass: more than a batch where they are small, to save calls."""
@@ -207,9 +213,6 @@ class PairSettings:
             )
         )  # fmt: skip
         per_pair = risk / (few**2 * self.nodes) * 2 * self.draws(1)
-        if self.order > 1:
-            series = seconds_of(lambda: taylor_terms(f, a, a.flip(0) - a, self.order, self.engine))
-            per_pair += series / len(a)
         return max(3, math.isqrt(int(seconds / per_pair)))
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from theory.errors import InputError
@@ -83,6 +84,8 @@ class Report:
             defined (batch statistics).
         orders: Higher orders on the same pairs, as from `theory.orders.measure_orders`; empty for
             order 1.
+        segments: R pair by pair along ReLU segments, as from `theory.kinks.segment_regularizer`,
+            with the pairs' indices; empty unless it was asked for.
         self_check: Errors of the derivatives against central differences.
         settings: What the check was asked to do.
         training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.
@@ -100,6 +103,7 @@ class Report:
     training: dict[str, Any] = field(default_factory=dict)
     corrections: pd.DataFrame = field(default_factory=pd.DataFrame)
     orders: dict[str, Any] = field(default_factory=dict)
+    segments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=environment)
 
     def __str__(self) -> str:
@@ -138,6 +142,7 @@ def write_reports(
             },
             "regularizer": report.regularizer,
             "orders": report.orders,
+            "segments": report.segments,
             "self_check": report.self_check,
         }
         for name in _FRAMES:
@@ -187,6 +192,7 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
                 **{name: frame.infer_objects().fillna(math.nan) for name, frame in frames.items()},
                 regularizer=check["regularizer"],
                 orders=check.get("orders", {}),
+                segments=check.get("segments", {}),
                 self_check=check["self_check"],
                 settings=check["settings"],
                 training=check["training"],
@@ -262,8 +268,8 @@ def orders_table(report: Report) -> str:
     exponents = [f"{e:.2g}" for e in exponents if not math.isnan(e)]
     what = "kinks alone" if found["affine_pieces"] else "bending of f"
     notes = [
-        f"exact R = {found['r']:.4g} on all pairs of {found['samples']} samples; the network's "
-        f"tangent gives {found['tangent']:.4g}, the {what} {found['bending']:+.4g}",
+        f"R = {found['r']:.4g} on {found['pairs']} pairs of {found['samples']} samples; the "
+        f"network's tangent gives {found['tangent']:.4g}, the {what} {found['bending']:+.4g}",
         f"the loss's remainders decay like a^p, p = {', '.join(exponents) or 'not measurable'} "
         "for K = 1, 2, …",
     ]
@@ -276,6 +282,21 @@ def orders_table(report: Report) -> str:
             f"of a's law {sum(inside) / len(inside):.0%} lies inside it"
         )
     return "\n".join([*align(rows), *notes])
+
+
+def segments_summary(report: Report) -> str:
+    """What the segments of a ReLU network carry, in one line."""
+    found = report.segments
+    total, smooth = (np.mean(found[name]) for name in ("total", "smooth"))
+    apart = np.array(found["pairs"]["i"]) != np.array(found["pairs"]["j"])
+    counts, covered = (np.array(found[name])[apart] for name in ("counts", "covered"))
+    least = "at least " if (covered < 1).any() else ""
+    line = (
+        f"kink by kink: R = {total:.4g} on {len(apart)} pairs, of which the first piece gives "
+        f"{smooth:.4g} and kinks {total - smooth:+.4g}; a segment crosses {least}"
+        f"{int(np.median(counts)) if len(counts) else 1} linear regions (median)"
+    )
+    return f"{line}, {covered.mean():.0%} of a's law exactly" if least else line
 
 
 def _number(value: float | None) -> str:

@@ -128,8 +128,11 @@ def _terms(
 
 def _through(function: Function, terms: Tensor, order: int) -> Tensor:
     """The coefficients of function(Σ terms_k a^k), zeros included."""
-    with torch.no_grad(), SeriesMode(order + 1, RULES):
-        result = function(Series(terms[: order + 1].detach()))
+    # In inference mode whole layers would arrive at the dispatcher, not what they are made of.
+    with torch.inference_mode(False), torch.no_grad():
+        start = Series(terms[: order + 1].clone())  # which the function may write to
+        with SeriesMode(order + 1, RULES):
+            result = function(start)
     # A result that is no series does not depend on the input on this piece.
     known = result.stack if isinstance(result, Series) else result.detach()[None]
     missing = known.new_zeros(order + 1 - len(known), *known.shape[1:])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from theory.agreement import COMPARISONS, Estimate, bootstrapped, relative_size
+from theory.agreement import COMPARISONS, Estimate, Reduced, bootstrapped, relative_size
 from theory.errors import InputError
 from theory.report import Claim, Report
 
@@ -102,7 +102,7 @@ def judge(
             note=identity_note,
         ),
         _first_order_claim(pairs, len(samples), limits.first_order),
-        *_orders_claim(orders, limits.orders),
+        *_orders_claim(orders, limits.orders, seed),
         _sized(
             "normalization", "E[x'] = 0", "‖normalisation gap‖ / ‖q‖",
             q, samples["normalization_gap"], limits.normalization, q_zero or scale_note, seed,
@@ -147,23 +147,33 @@ def _first_order_claim(pairs: dict[str, Any], samples: int, limit: float) -> Cla
     return replace(claim, value=value, low=low, high=high, note="; ".join(notes))
 
 
-def _orders_claim(orders: dict[str, Any], limit: float) -> list[Claim]:
+def _orders_claim(orders: dict[str, Any], limit: float, seed: int) -> list[Claim]:
     """Whether all orders together come nearer to R than the first alone; none if not asked for."""
     if not orders:
         return []
-    k, rest = orders["order"], orders["rest_composite"]
+    k, rest = orders["order"], orders["rest_of_sample"]
+    gain = bootstrapped(_size_of_means, np.array(rest["first"]), np.array(rest["last"]), seed=seed)
     bending = "kinks alone" if orders["affine_pieces"] else "bending of f"
-    shares = (
-        orders[part] / orders["r"] if orders["r"] else math.nan for part in ("tangent", "bending")
+    tangent, bent = (
+        f"{round(100 * orders[part] / orders['r'])} %" if orders["r"] else "none"
+        for part in ("tangent", "bending")
+    )
+    note = (
+        f"on {orders['pairs']} pairs of {orders['samples']} samples; of R, {tangent} is the "
+        f"network's tangent and {bent} the {bending}"
     )
     return [
         Claim(
             "orders", f"R_{k} is nearer to R than R_1", f"|R − R_{k}| / |R − R_1|",
-            rest[-1] / rest[0] if rest[0] else math.nan, "<=", limit,
-            note=f"on all pairs of {orders['samples']} samples; of R, {next(shares):.0%} is the "
-            f"network's tangent and {next(shares):.0%} the {bending}",
+            gain.value, "<=", limit, gain.low, gain.high, note,
         )
     ]  # fmt: skip
+
+
+def _size_of_means(reference: np.ndarray, part: np.ndarray) -> Reduced:
+    """|mean of part| / |mean of reference|."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(part.mean(-1)) / np.abs(reference.mean(-1))
 
 
 def rest_of_first_order(

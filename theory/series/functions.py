@@ -20,7 +20,7 @@ from theory.series.operands import (
     stack_of,
     without,
 )
-from theory.series.pieces import where
+from theory.series.pieces import absolute, where
 from theory.series.products import mul, over, times
 
 
@@ -43,9 +43,15 @@ rule(aten.reciprocal)(elementary(recurrences.power, exponent=-1.0))
 @rule(aten.pow)
 def _pow(terms: int, x: Operand, exponent: Operand) -> Series:
     if not isinstance(x, Tensor):
-        return _exp(terms, mul(terms, exponent, math.log(x)))
-    if isinstance(exponent, Tensor):
-        return _exp(terms, mul(terms, exponent, _log(terms, Series(stack_of(x)))))
+        log = math.log(x) if x > 0 else -math.inf if x == 0 else math.nan
+        return _exp(terms, mul(terms, exponent, log))
+    if isinstance(exponent, Tensor) and (exponent.ndim or isinstance(exponent, Series)):
+        # The powers of a negative number exist for whole constant exponents alone.
+        constant = isinstance(exponent, Tensor) and not isinstance(exponent, Series)
+        sign = stack_of(x)[0].sign() ** exponent if constant else 1.0
+        log = _log(terms, absolute(terms, Series(stack_of(x))) if constant else Series(stack_of(x)))
+        return mul(terms, _exp(terms, mul(terms, exponent, log)), sign)
+    exponent = float(exponent)
     if exponent < 0 or exponent != int(exponent):
         return elementary(recurrences.power, exponent=float(exponent))(terms, x)
     # Whole powers are products, which are right at zero too.
@@ -80,14 +86,9 @@ def _softplus(terms: int, x: Series, beta: Number = 1, threshold: Number = 20) -
     return Series(out if beta == 1 else out / beta)
 
 
-@rule(aten.log_sigmoid)
-def _log_sigmoid(terms: int, x: Series) -> Series:
-    return Series(-_softplus_of(terms, Series(-x.stack)).stack)
-
-
 @rule(aten.log_sigmoid_forward)
-def _log_sigmoid_forward(terms: int, x: Series) -> tuple[Series, Tensor]:
-    return _log_sigmoid(terms, x), x.stack.new_empty(0)
+def _log_sigmoid(terms: int, x: Series) -> tuple[Series, Tensor]:
+    return Series(-_softplus_of(terms, Series(-x.stack)).stack), x.stack.new_empty(0)
 
 
 @rule(aten.logaddexp)

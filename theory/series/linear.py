@@ -67,7 +67,7 @@ def _one_by_one(operation: Any) -> Rule:
 
 
 for _operation in (
-    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.avg_pool1d, aten.avg_pool2d,
+    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.avg_pool2d,
     aten.avg_pool3d, aten.col2im, aten.cumsum, aten.flip, aten.gather, aten.im2col, aten.index,
     aten.index_select, aten.pixel_shuffle, aten.pixel_unshuffle, aten.reflection_pad1d,
     aten.reflection_pad2d, aten.reflection_pad3d, aten.repeat, aten.replication_pad1d,
@@ -121,9 +121,21 @@ def _stack(terms: int, parts: Sequence[Tensor], axis: int = 0) -> Series:
 
 
 @rule(aten.copy)
-def _copy(terms: int, target: Tensor, source: Series, non_blocking: bool = False) -> Series:
-    stack = lifted(source.stack, target.ndim).expand(-1, *target.shape)
+def _copy(terms: int, target: Tensor, source: Tensor, non_blocking: bool = False) -> Series:
+    stack = lifted(stack_of(source), target.ndim).expand(-1, *target.shape)
     return Series(stack.to(target.dtype, copy=True))
+
+
+@rule(aten.fill)
+def _fill(terms: int, target: Series, value: Operand) -> Series:
+    if not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=target.dtype, device=target.device)
+    return _copy(terms, target, value)
+
+
+@rule(aten.zero)
+def _zero(terms: int, target: Series) -> Series:
+    return Series(torch.zeros_like(target.stack[:1]))
 
 
 @rule(aten.constant_pad_nd)

@@ -26,7 +26,6 @@ aten: Any = torch.ops.aten
 # The operation's own arguments follow the number of terms; a result may be series, constant tensors
 # or a mixture.
 Rule = Callable[..., Any]
-RANDOM = ("bernoulli", "dropout", "rand", "normal", "uniform", "multinomial")
 READS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero")
 # Written to later, these may come to hold series.
 FACTORIES = (
@@ -115,6 +114,11 @@ class SeriesMode(TorchDispatchMode):
         """Called by PyTorch in place of every elementary operation."""
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise InputError(
+                f"the model draws random numbers ({name}), so it is no fixed function: put dropout "
+                "and the like into evaluation mode"
+            )
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Series)]
         if name in FACTORIES:
             return self._writable(func(*tree_map(_value, args), **kwargs))
@@ -122,6 +126,11 @@ class SeriesMode(TorchDispatchMode):
             return func(*args, **kwargs)
         if func._schema.is_mutable and name.endswith("_"):
             return self._in_place(func, name, args, kwargs)
+        if "out" in kwargs:
+            raise InputError(
+                f"the model gives {name} a tensor for its result (out=): take the result that it "
+                "returns"
+            )
         rule = self.rules.get(func.overloadpacket)
         if func.is_view and rule is not None:
             return self._view(rule, *args, **kwargs)
@@ -154,11 +163,6 @@ class SeriesMode(TorchDispatchMode):
 
     def _composite(self, func: Any, name: str, args: tuple, kwargs: dict) -> Any:
         """An operation that PyTorch itself writes in terms of others, or a refusal."""
-        if any(word in name for word in RANDOM):
-            raise InputError(
-                f"the model draws random numbers ({name}), so it is no fixed function: put dropout "
-                "and the like into evaluation mode"
-            )
         if name in READS:
             raise InputError(
                 f"the model reads a number out of a tensor ({name}), whose dependence on the input "
@@ -182,9 +186,12 @@ class SeriesMode(TorchDispatchMode):
             )
         packet = getattr(aten, name[:-1], None)
         if torch.Tag.inplace_view in func.tags and packet in self.rules:
-            target._stack = self._view(self.rules[packet], target, *others, **kwargs)._stack
-            with no_dispatch():  # the wrapper's own shape and strides
-                return func(*args, **kwargs)
+            # Another shape of the same numbers, which the tensor itself takes on too.
+            view = self._view(self.rules[packet], target, *others, **kwargs)
+            with no_dispatch():
+                func(target, *others, **kwargs)
+            target._stack, target.aliased = view._stack, view.aliased
+            return target
         function = getattr(packet, func._overloadname, None)
         if function is None:
             raise InputError(

@@ -50,7 +50,6 @@ def _affine_pieces(operation: Any, backward: Any, *defaults: float, extra: tuple
 
 _hardtanh = _affine_pieces(aten.hardtanh, aten.hardtanh_backward, -1, 1)
 rule(aten.hardtanh)(_hardtanh)
-rule(aten.relu6)(lambda terms, x: _hardtanh(terms, x, 0, 6))
 rule(aten.hardshrink)(_affine_pieces(aten.hardshrink, aten.hardshrink_backward, 0.5))
 rule(aten.softshrink)(_affine_pieces(aten.softshrink, aten.softshrink_backward, 0.5))
 rule(aten.leaky_relu)(
@@ -160,12 +159,15 @@ def _picked(x: Series, index: Tensor, axis: int, keepdim: bool = True) -> tuple[
 
 
 @rule(aten.sort)
-def _sort(terms: int, x: Series, axis: int = -1, descending: bool = False) -> Any:
-    return _picked(x, x.stack[0].sort(axis, descending).indices, axis)
+def _sort(terms: int, x: Series, dim: int = -1, descending: bool = False, **stable: Any) -> Any:
+    index = x.stack[0].sort(dim=dim, descending=descending, **stable).indices
+    return _picked(x, index, dim)
 
 
 @rule(aten.median)
-def _median(terms: int, x: Series, axis: int, keepdim: bool = False) -> Any:
+def _median(terms: int, x: Series, axis: int | None = None, keepdim: bool = False) -> Any:
+    if axis is None:
+        return _median(terms, Series(x.stack.flatten(1)), 0)[0]
     return _picked(x, x.stack[0].median(axis, keepdim).indices, axis, keepdim)
 
 
@@ -206,8 +208,8 @@ def _locally_constant(operation: Any) -> Rule:
 
 
 for _operation in (
-    aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne, aten.isnan, aten.isinf, aten.isfinite,
-    aten.argmax, aten.argmin, aten.argsort, aten.sign, aten.round, aten.floor, aten.ceil,
+    aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne, aten.isnan, aten.isinf,
+    aten.argmax, aten.argmin, aten.sign, aten.round, aten.floor, aten.ceil,
     aten.trunc, aten.logical_not, aten.logical_and, aten.logical_or, aten.any, aten.all,
 ):  # fmt: skip
     rule(_operation)(_locally_constant(_operation))

@@ -34,7 +34,6 @@ def mul(terms: int, x: Operand, y: Operand) -> Series:
     return Series(times(terms, *matched(x, y)))
 
 
-@rule(aten.square)
 def square(terms: int, x: Series) -> Series:
     """x²."""
     return Series(times(terms, x.stack, x.stack))
