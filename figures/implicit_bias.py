@@ -104,11 +104,16 @@ def _gap(ax: Axes, series: Sequence[Mapping[str, Any]], gap: str, floor: float) 
     ax.set_ylim(bottom=max(0.1 * min(last, start), 0.2 * floor))
     if last < 3.0 * floor:
         ax.axhline(floor, color="0.5", ls=":", lw=1)
+        top = max(np.nanmax(values) for values in seen)
+        ax.set_ylim(bottom=floor * (floor / top) ** 0.1)  # a tenth more, for the words
         ax.annotate(
             "below this line rounding decides",
-            (0.98, floor * 1.5),
+            (0.98, floor),
             xycoords=ax.get_yaxis_transform(),
+            xytext=(0, -2),
+            textcoords="offset points",
             ha="right",
+            va="top",
             fontsize="small",
             color="0.35",
         )

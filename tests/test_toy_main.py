@@ -78,6 +78,16 @@ def test_the_figure_says_where_two_lines_are_one_and_hides_no_plateau():
     assert (np.diff(np.log(drawn[20:])) < 0).all()
 
 
+def test_what_rounding_decides_is_not_drawn():
+    record = measure_bias(Bias(data="soudry", log10_t=60.0, times=60, rates=False))
+    figure = implicit_bias.plot(record)
+    assert text_of(figure).count("rounding decides") == 2
+    for ax, floor in zip(figure.axes[2:], (1e-24, 1.4e-12), strict=True):
+        drawn = ax.lines[0].get_ydata()
+        assert np.isnan(drawn[-1])
+        assert np.nanmin(drawn) > floor
+
+
 def test_empty_panels_say_why(tmp_path):
     path = tmp_path / "colinear.csv"
     path.write_text("1,1,1\n2,2,1\n-1,-1,-1\n-3,-3,-1\n")
