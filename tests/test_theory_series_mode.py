@@ -74,8 +74,11 @@ def test_a_piecewise_linear_network_stores_two_coefficients_at_order_sixteen(nam
     problem = make_problem(case_named(name))
     model = watched(problem.model, seen)
     terms = series_of(model, 16, problem.x, problem.mean - problem.x)
-    assert len(seen) >= 8 and set(seen) == {2}
-    assert terms.shape[0] == 17 and (terms[2:] == 0).all() and terms[1].any()
+    assert len(seen) >= 8
+    assert set(seen) == {2}
+    assert terms.shape[0] == 17
+    assert (terms[2:] == 0).all()
+    assert terms[1].any()
 
 
 def test_a_polynomial_stores_as_many_coefficients_as_its_degree_has():
@@ -84,7 +87,9 @@ def test_a_polynomial_stores_as_many_coefficients_as_its_degree_has():
     cube = written(lambda self, x: x**3)
     model = nn.Sequential(Watch(square, seen), Watch(cube, seen))
     terms = series_of(model, 16)
-    assert seen == [2, 3, 3, 7] and (terms[7:] == 0).all() and terms[6].any()
+    assert seen == [2, 3, 3, 7]
+    assert (terms[7:] == 0).all()
+    assert terms[6].any()
 
 
 # Code that is right.
@@ -183,7 +188,9 @@ def test_ordinary_code_is_right(name):
 
 def test_a_network_without_its_input_has_a_series_of_one_term():
     terms = series_of(RIGHT["a constant"], 2)
-    assert (terms[0] == 1).all() and (terms[1:] == 0).all() and len(terms) == 3
+    assert (terms[0] == 1).all()
+    assert (terms[1:] == 0).all()
+    assert len(terms) == 3
 
 
 def test_order_zero_is_the_network():
@@ -196,7 +203,8 @@ def test_order_two_hundred_of_tanh_does_not_overflow():
     one = torch.ones(1, 1).double()
     terms = series_of(nn.Tanh(), 200, 0 * one, one)[:, 0, 0]
     ratios = (terms[3::2] / terms[1:-2:2]).abs()
-    assert torch.isfinite(terms).all() and (terms[::2] == 0).all()
+    assert torch.isfinite(terms).all()
+    assert (terms[::2] == 0).all()
     torch.testing.assert_close(ratios[-1], (2 / torch.pi) ** 2 * torch.ones(()).double())
 
 
@@ -277,7 +285,7 @@ def test_a_kept_tensor_is_refused_at_its_next_use():
 
 def test_overflow_of_terms_is_refused_in_one_line():
     x = torch.full((1, 1), 3.0)
-    with pytest.raises(InputError, match="order .* and above are not finite in float32") as error:
+    with pytest.raises(InputError, match=r"order .* and above are not finite in float32") as error:
         series_of(nn.Sequential(nn.Linear(1, 1), nn.Tanh()), 40, 0 * x, 1e6 * x)
     assert "\n" not in str(error.value)
     steep = series_of(nn.Tanh(), 40, (0 * x).double(), (1e6 * x).double())
@@ -314,7 +322,8 @@ def test_gradient_modes_do_not_matter_and_no_graph_is_kept(around):
         writing = series_of(RIGHT["views written to"], 3, X.clone(), V.clone())
     torch.testing.assert_close(writing, series_of(RIGHT["views written to"]), rtol=0, atol=0)
     asked = series_of(problem.model, 4, problem.x.clone().requires_grad_(), v)
-    assert not asked.requires_grad and type(asked) is torch.Tensor
+    assert not asked.requires_grad
+    assert type(asked) is torch.Tensor
 
 
 @pytest.mark.parametrize("mode", ["eval", "batch"])
@@ -326,7 +335,8 @@ def test_parameters_buffers_and_inputs_stay_as_they_were(mode):
     with evaluating(problem.model, mode) as f:
         first = taylor_terms(f, problem.x, v, 1)
         again = taylor_terms(f, problem.x, v, 1)
-    assert torch.equal(first, again) and torch.equal(problem.x, x)
+    assert torch.equal(first, again)
+    assert torch.equal(problem.x, x)
     after = problem.model.state_dict()
     assert all(torch.equal(after[name], t) for name, t in before.items())
     assert all(p.grad is None for p in problem.model.parameters())
@@ -346,4 +356,5 @@ def test_inputs_written_to_in_place_stay_as_they_were_outside(forward):
         got = series_of(written(forward), order, x, v)
         expected = forward(None, X.clone())
         torch.testing.assert_close(got[0], expected)
-        assert torch.equal(x, X) and torch.equal(v, V)
+        assert torch.equal(x, X)
+        assert torch.equal(v, V)
