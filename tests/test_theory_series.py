@@ -22,6 +22,7 @@ X = torch.randn(3, 4, 6, 6).double()
 Y = torch.randn(2, 2, 4, 4, 4).double()
 P = torch.randn(3, 6, 6).double()
 Q = P[:, :4]
+V = torch.randn(3, 4, 6).double() / 2
 LOWER = torch.ones(4, 4).tril().bool()
 
 
@@ -311,6 +312,20 @@ def test_a_rule_equals_nested_jvp_to_third_order(x, f):
 def test_a_rule_equals_the_function_in_other_words(f, words):
     compare(f, W, words=words)
     compare(along(f), W, words=along(words))
+
+
+def test_attention_of_a_row_that_is_masked_out_is_zero():
+    mask = torch.ones(4, 4, dtype=torch.bool).tril(-1)  # the first row sees nothing
+
+    def attention(w):
+        return F.scaled_dot_product_attention(w, w.sin(), w.cos(), attn_mask=mask)
+
+    with evaluating(nn.Identity()):
+        got = taylor_terms(flat(attention), W, V, 3)
+        rest = taylor_terms(flat(lambda w: attention(w)[:, 1:]), W, V, 3, "nested")
+    got = got[:, 0].unflatten(1, W.shape)
+    assert (got[:, :, 0] == 0).all()
+    torch.testing.assert_close(got[:, :, 1:].flatten(1), rest[:, 0], rtol=1e-9, atol=1e-10)
 
 
 def test_a_tensor_times_itself_in_place():
