@@ -19,10 +19,11 @@ def checks():
     reports = []
     for epoch in (0.0, 1.0):
         torch.manual_seed(int(epoch))
-        model = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3))
+        model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
         report = check_approximation(
-            model, [(torch.randn(9, 5), torch.arange(9) % 3)], pair_samples=3, order=4
-        )
+            model, [(torch.randn(9, 5), torch.arange(9) % 3)], pair_samples=6, order=4,
+            max_pieces=50,
+        )  # fmt: skip
         reports.append(replace(report, training={"epoch": epoch, "step": 0, "train_loss": None}))
     return reports
 
@@ -77,7 +78,10 @@ def test_a_homogeneous_network_says_so_instead_of_an_empty_panel():
 def test_orders_and_remainders_are_the_last_checks(checks):
     orders = checks[-1].orders
     lines = {line.get_label(): line for line in plot_panel("orders", checks).axes[0].lines}
-    np.testing.assert_array_equal(lines["R_K, composite form"].get_ydata(), orders["composite"])
+    np.testing.assert_array_equal(lines["R_K, both forms"].get_ydata(), orders["composite"])
+    np.testing.assert_allclose(orders["nested"], orders["composite"])  # on affine pieces
+    bent = [replace(checks[-1], orders={**orders, "affine_pieces": False})]
+    lines = {line.get_label(): line for line in plot_panel("orders", bent).axes[0].lines}
     np.testing.assert_array_equal(lines["R_K, nested form"].get_ydata(), orders["nested"])
     assert set(lines["R itself"].get_ydata()) == {orders["r"]}
     ax = plot_panel("remainders", checks).axes[0]
@@ -89,6 +93,17 @@ def test_orders_and_remainders_are_the_last_checks(checks):
     assert len(plot_panel("convergence", checks).axes[0].lines) == 2
 
 
+def test_kinks_and_first_pieces_add_up_to_r(checks):
+    found = checks[-1].segments
+    ax = plot_panel("kinks", checks).axes[0]
+    i = np.array(found["pairs"]["i"])
+    by_sample = np.sort(np.bincount(i, found["total"]) / np.bincount(i))
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), by_sample, atol=1e-12)
+    counts = np.array(found["counts"])[i != np.array(found["pairs"]["j"])]
+    bars = plot_panel("regions", checks).axes[0].patches
+    assert sum(bar.get_height() for bar in bars) == len(counts)
+
+
 @pytest.mark.parametrize("name", PANELS)
 def test_every_panel_names_its_axes(name, checks):
     ax = plot_panel(name, checks).axes[0]
@@ -97,9 +112,9 @@ def test_every_panel_names_its_axes(name, checks):
 
 
 def test_one_check_has_no_panel_through_training(checks):
-    orders = {"orders", "remainders", "convergence"}
-    assert set(panels_of(checks[:1])) == {"q", "gaps", "attribution", *orders}
-    first_order_alone = [replace(checks[0], orders={})]
+    more = {"orders", "remainders", "convergence", "regions", "kinks"}
+    assert set(panels_of(checks[:1])) == {"q", "gaps", "attribution", *more}
+    first_order_alone = [replace(checks[0], orders={}, segments={})]
     assert set(panels_of(first_order_alone)) == {"q", "gaps", "attribution"}
     assert len(plot_overview(checks[:1]).axes) == 3
     assert len(plot_overview(checks).axes) == 4

@@ -307,7 +307,11 @@ def test_interrupt_says_what_is_kept_and_where(net, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "theory.check_approx", "--model", f"{net}:net", *QUICK,
                "--epochs", "1000", "--check-every", "1000", "--out", str(out)]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs ignore the signal, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     process.stdout.readline()  # the first check is done
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
