@@ -65,7 +65,7 @@ ORDERS = re.findall(r"<!-- orders: (\S+) -->\n```\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize(("record", "shown"), ORDERS, ids=[record for record, _ in ORDERS])
 def test_tables_of_orders_are_those_of_the_records(record, shown):
     report = read_reports(ROOT / record)[-1]
-    lines = [orders_table(report)] + [segments_summary(report)] * bool(report.segments)
+    lines = [orders_table(report), *([segments_summary(report)] if report.segments else [])]
     assert shown == "\n".join(lines) + "\n"
     assert "+changes" not in report.environment["commit"]
 
