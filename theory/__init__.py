@@ -5,10 +5,12 @@
 | loss ℓ = h(f) − yᵀf, g = ∇h, H = ∇²h                | `losses`                                  |
 | λ ~ Beta(α, β) and 𝒟_λ (Theorem 1), E[a_λ^k]        | `mixing.beta_law`, `mixing.relabelled_law` |
 | Theorem 1, L_mix = L_std + R                        | `regularizer.mixup_risk`, `.regularizer`  |
-| Theorem 1, the expansion cut off at order K         | `regularizer.taylor_regularizer`          |
+| Theorem 1, both expansions cut off at order K       | `expansion.expand_regularizer`            |
+| its remainders ψ and ψ̂ against a                    | `expansion.measure_remainders`            |
+| whether the series converges before a = 1           | `convergence`                             |
 | its second-order term over all x' at once           | `second_order`                            |
 | R where n² pairs are too many, with standard errors | `expectation.sampled_regularizer`         |
-| Taylor terms of f and of the loss along x' − x      | `taylor`                                  |
+| Taylor terms of f and of the loss along x' − x      | `taylor`, by the power series of `series` |
 | ReLU networks on x → x': the pieces of f            | `segments.segment_pieces`                 |
 | R exactly, and its smooth and kink parts            | `kinks.exact_regularizer`                 |
 | q = (g − y)ᵀ J (E[x'] − x) of the first-order term  | `first_order.first_order`                 |
