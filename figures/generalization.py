@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from figures.style import COLORS, style
+from figures.style import COLORS, legend_below, style
 
 
 def rows(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -47,10 +48,14 @@ def plot(record: Mapping[str, Any]) -> Figure:
             right.plot(table["n"], values, "o-", ms=4, color=color, label=label)
         right.axhline(0, color="0.4", lw=0.8, ls="--", label="below: violated")
         right.set_xscale("log")
-        right.set_yscale("symlog", linthresh=max(float(values.abs().min()), 1e-9))
+        values = pd.concat(spare.values())
+        if values.abs().max() > 30 * values.abs().min():  # or a plain axis reads better
+            right.set_yscale("symlog", linthresh=max(float(values.abs().min()), 1e-9))
         right.set(xlabel="n", ylabel="bound − left side   [nats]", title="Does the bound cover?")
         for ax in (left, right):
-            ax.legend()
+            legend_below(ax)
+            ax.set_xticks(table["n"], [f"{n:g}" for n in table["n"]])
+            ax.xaxis.set_minor_formatter(NullFormatter())
         figure.suptitle(
             f"Theorem 2, {settings['family']} on {settings['data']}, η = {settings['eta']:g}",
             x=0.01, ha="left", fontweight="bold",

@@ -40,12 +40,15 @@ def draw_remainders(ax: Axes, checks: Sequence[Report]) -> None:
         lines.append(("of_f", 1, "f, every K", ":", "0.3"))
     else:
         lines += [("of_f", k, f"f, K = {k}", ":", c) for k, c in zip(shown, COLORS, strict=False)]
-    for name, k, label, ls, color in lines:
+    for rank, (name, k, label, ls, color) in enumerate(lines):
         values = np.array(found[name][k - 1])
         values[values < found["rounding"]] = np.nan
         exponent = found["exponents"][name][k - 1]
         fitted = "" if exponent is None or np.isnan(exponent) else f": a^{exponent:.2g}"
-        ax.plot(found["distances"], values, color=color, ls=ls, lw=1.2, label=label + fitted)
+        ax.plot(
+            found["distances"], values, color=color, ls=ls, lw=2.6 - 0.7 * (rank % len(shown)),
+            label=label + fitted,
+        )  # fmt: skip
     ax.axhline(found["rounding"], color="0.6", lw=0.8, ls="--", label="rounding")
     ax.set(xscale="log", yscale="log", xlabel="a   (1 is the partner)", ylabel="mean remainder")
     ax.set_title(f"What order K leaves out, {when(checks[-1])}")
@@ -61,6 +64,9 @@ def draw_convergence(ax: Axes, checks: Sequence[Report]) -> None:
         sns.ecdfplot(
             x=inside, ax=ax, color=color, label=f"{when(check)}: median radius {radius:.2g}"
         )
+    if min(min(check.orders["convergence"]["mass_inside_of_sample"]) for check in shown) > 0.999:
+        ax.text(0.5, 0.5, "all of a's law lies inside the radius", ha="center", va="center",
+                transform=ax.transAxes)  # fmt: skip
     ax.set(
         xlim=(-0.02, 1.02), xlabel="mass of a inside the radius", ylabel="share of the samples",
         title="Where the series converges",

@@ -30,7 +30,7 @@ def draw_regions(ax: Axes, counts: ArrayLike, covered: ArrayLike | None = None) 
     ax.hist([group for group, _ in shown], bins, stacked=True, color=COLORS[: len(shown)],
             label=[label for _, label in shown])  # fmt: skip
     ax.axvline(np.median(counts), color="0.2", lw=0.8, ls="--",
-               label=f"median {np.median(counts):.0f}")  # fmt: skip
+               label=f"median {np.median(counts):g}")  # fmt: skip
     if wide:
         ax.set_xscale("log")
     ax.set(xlabel="linear regions crossed by a segment", ylabel="segments")

@@ -436,3 +436,31 @@ def test_bad_input_is_refused_in_one_line(case):
     with pytest.raises(InputError, match=message) as caught:
         check_approximation(build(), batches, **{"pair_samples": 2, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_draws_random_numbers_is_refused_at_first_order():
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return F.dropout(self.fc(x), 0.5)
+
+    with pytest.raises(InputError, match="other logits for the same inputs"):
+        check_approximation(Random(), [data()], pair_samples=2)
+
+
+def test_orders_beyond_what_a_check_takes_are_refused_at_once():
+    with pytest.raises(InputError, match="order is 200: a check takes at most 24"):
+        check_approximation(small(), [data()], order=200)
+
+
+def test_a_report_prints_all_that_was_asked_for():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    asked = {"pair_samples": 3, "gradients": False}
+    text = str(check_approximation(model, [data()], order=2, max_pieces=50, **asked))
+    assert "order K" in text
+    assert "kink by kink: R =" in text
+    assert "order K" not in str(check_approximation(model, [data()], **asked))

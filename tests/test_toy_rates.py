@@ -36,6 +36,18 @@ def test_fitted_rates_lie_within_their_standard_errors_of_theory(protocol, alpha
         assert rate.stderr < 0.3 * abs(rate.theory), rate
 
 
+def test_a_single_support_vector_makes_the_margin_gap_that_of_the_angle():
+    """(1, 1) alone carries the margin: min z·w/‖w‖ is γ cos, so both gaps fall like 1/log² t."""
+    z = np.array([[1.0, 1.0], [4.0, 1.0], [2.0, 5.0], [3.0, 2.0]])
+    objective = Objective(ToyData("one", z, np.ones(4)))
+    path = gradient_flow(objective, 200.0)
+    assert path.reference.support.sum() == 1
+    rates = {rate.name: rate for rate in late_rates(objective, path)}
+    rate = rates["margin gap ~ (log t)^p"]
+    assert rate.theory == -2.0
+    assert abs(rate.fitted - rate.theory) <= rate.stderr < 0.3
+
+
 @pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0, 2.0])
 def test_beta_sets_the_exponent_and_the_size_of_the_signed_correction(alpha):
     """The residual w − ŵ log t reaches its limit like C (log t)^-α, for α < 1, = 1, > 1."""

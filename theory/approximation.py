@@ -46,6 +46,7 @@ from theory.taylor import Engine
 from theory.verdicts import Thresholds, judge
 
 SELF_CHECK_SAMPLES = 4
+MOST_ORDERS = 24
 # Cost for one example in forward passes, as `python -m benchmarks first_order` finds it, rounded.
 FIRST_ORDER_WORK, GRADIENT_WORK = 3.0, 15.0
 
@@ -148,6 +149,11 @@ def check_approximation(
     for name, number in counts.items():
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}: it must be at least 1")
+    if order > MOST_ORDERS:
+        raise InputError(
+            f"order is {order}: a check takes at most {MOST_ORDERS}, as the nested expansion costs "
+            "order^5; theory.taylor.taylor_terms goes further"
+        )
     if not 0 < pair_seconds < math.inf:
         raise InputError(f"pair_seconds is {pair_seconds}: it must be positive and finite")
     Sampling(tolerance=tolerance)  # refuses a bad one
@@ -290,7 +296,16 @@ def _gather(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
     x = x.to(parameter.device, parameter.dtype)
     with torch.no_grad(), evaluating(model) as f:
-        num_classes = f(x[:batch_size]).shape[1]
+        logits, again = f(x[:batch_size]), f(x[:batch_size])
+        slack = (
+            1e-3 * float(logits.abs().max()) if len(logits) else 0.0
+        )  # for nondeterministic sums
+        if bool(logits.isfinite().all()) and not torch.allclose(logits, again, rtol=0, atol=slack):
+            raise InputError(
+                "the model gives other logits for the same inputs, so it is no fixed function: let "
+                "functional dropout follow self.training, or fix its random draws"
+            )
+        num_classes = logits.shape[1]
     targets = as_targets(y.to(x.device), num_classes, head, dtype=x.dtype)
     if mean is None:
         mean = x.mean(0, dtype=torch.float64)

@@ -107,7 +107,10 @@ class Report:
     environment: dict[str, Any] = field(default_factory=environment)
 
     def __str__(self) -> str:
-        return claims_table([self])
+        parts = [claims_table([self])]
+        parts += [orders_table(self)] if self.orders else []
+        parts += [segments_summary(self)] if self.segments else []
+        return "\n\n".join(parts)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes this report as a JSON file; see `read_reports` for the way back.
@@ -264,14 +267,13 @@ def orders_table(report: Report) -> str:
         ]
         for k in range(found["order"])
     ]
-    exponents = [e for e in found["remainders"]["exponents"]["of_loss"] if e is not None]
-    exponents = [f"{e:.2g}" for e in exponents if not math.isnan(e)]
+    exponents = [_number(e) for e in found["remainders"]["exponents"]["of_loss"]]
     what = "kinks alone" if found["affine_pieces"] else "bending of f"
     notes = [
         f"R = {found['r']:.4g} on {found['pairs']} pairs of {found['samples']} samples; the "
         f"network's tangent gives {found['tangent']:.4g}, the {what} {found['bending']:+.4g}",
-        f"the loss's remainders decay like a^p, p = {', '.join(exponents) or 'not measurable'} "
-        "for K = 1, 2, …",
+        f"the loss's remainders decay like a^p, p = {', '.join(exponents)} for K = 1, 2, … "
+        "(none: lost in rounding)",
     ]
     if found["convergence"]:
         radius = found["convergence"]["median_radius"]
@@ -279,7 +281,7 @@ def orders_table(report: Report) -> str:
         notes.append(
             f"radius of convergence, median over pairs: {_number(radius['ratio'])} (ratio), "
             f"{_number(radius['root'])} (root), {_number(radius['domb_sykes'])} (Domb–Sykes); "
-            f"of a's law {sum(inside) / len(inside):.0%} lies inside it"
+            f"of a's law {sum(inside) / len(inside):.0%} lies inside the root's"
         )
     return "\n".join([*align(rows), *notes])
 

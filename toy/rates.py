@@ -154,7 +154,9 @@ def late_rates(objective: Objective, trajectory: Trajectory) -> list[Rate]:
     add("loss ~ t^p", trajectory.log_loss, -1.0, False)
     add("norm / log t -> 1/margin", trajectory.norm, 1.0 / trajectory.reference.margin, False)
     relative = trajectory.margin_gap / trajectory.reference.margin
-    add("margin gap ~ (log t)^p", relative, -1.0, True)
+    # With one support vector the margin of w/‖w‖ is γ cos, and its gap that of the angle.
+    alone = trajectory.reference.support.sum() == 1
+    add("margin gap ~ (log t)^p", relative, -2.0 if alone else -1.0, True)
     add("angle gap ~ (log t)^p", trajectory.angle_gap, -2.0, True)
     return rates
 

@@ -88,7 +88,7 @@ def refuse(func: Any, fault: str) -> NoReturn:
     name = resolve_name(func) or getattr(func, "__name__", str(func))
     raise InputError(
         f"{name} {fault}: exact pieces need affine operations, ReLU-like activations and "
-        "max-pooling in evaluation mode; use quadrature for other networks"
+        "max-pooling in evaluation mode; leave max_pieces out for other networks"
     )
 
 

@@ -166,7 +166,7 @@ class SeriesMode(TorchDispatchMode):
         if name in READS:
             raise InputError(
                 f"the model reads a number out of a tensor ({name}), whose dependence on the input "
-                "would be lost: keep it a tensor, or use engine='nested'"
+                "would be lost: keep it a tensor"
             )
         with self:
             result = func.decompose(*args, **kwargs)
