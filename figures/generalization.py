@@ -50,7 +50,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
         right.set_xscale("log")
         values = pd.concat(spare.values())
         if values.abs().max() > 30 * values.abs().min():  # or a plain axis reads better
-            right.set_yscale("symlog", linthresh=max(float(values.abs().min()), 1e-9))
+            right.set_yscale("symlog", linthresh=max(5 * float(values.abs().min()), 1e-9))
         right.set(xlabel="n", ylabel="bound − left side   [nats]", title="Does the bound cover?")
         for ax in (left, right):
             legend_below(ax)
