@@ -259,7 +259,10 @@ REFUSED = {
         "torch.cat or torch.stack",
     ),
     "two outputs": (lambda self, x: (x, x), "returns tuple, not a tensor"),
-    "numpy": (lambda self, x: x + torch.from_numpy(x.numpy()), "cannot take a batch.*numpy"),
+    "numpy": (
+        lambda self, x: x + torch.from_numpy(x.numpy()),
+        "reads a number out of a tensor \\(numpy\\)",
+    ),
 }
 
 

@@ -242,3 +242,20 @@ def test_no_graph_is_kept():
     problem = make_problem(case_named("tanh-mlp"))
     with evaluating(problem.model) as f:
         assert not taylor_terms(f, problem.x, problem.x, 2).requires_grad
+
+
+@pytest.mark.parametrize(
+    "read", [torch.Tensor.item, float, lambda t: t.tolist(), lambda t: t.numpy()]
+)
+def test_a_number_read_out_of_a_tensor_is_refused_by_both_engines(read):
+    """PyTorch's nested jvp would silently drop its dependence: of x·mean(x) the second term."""
+
+    def f(x):
+        return x * read(x.mean())
+
+    x, v = torch.tensor([[1.0, 2.0, 3.0]]).double(), torch.ones(1, 3).double()
+    truth = taylor_terms(lambda x: x * x.mean(1, keepdim=True), x, v, 2, "nested")
+    torch.testing.assert_close(truth[1:, 0], torch.tensor([[3.0, 4, 5], [1, 1, 1]]).double())
+    for engine in ("series", "nested"):
+        with pytest.raises(InputError, match="reads a number out of a tensor"):
+            taylor_terms(f, x, v, 2, engine)

@@ -80,7 +80,8 @@ class Config:
     engine: Engine = "series"
     """How Taylor terms are computed: power series, or nested jvp (the reference, up to order 4)"""
     max_pieces: int | None = None
-    """ReLU networks: follow segments between samples kink by kink, for at most so many pieces"""
+    """ReLU networks: follow segments between samples kink by kink, for at most so many pieces,
+    each of which costs about one forward pass in float64"""
     alpha: float = 1.0
     """α of Beta(α, β)"""
     beta: float | None = None

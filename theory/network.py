@@ -252,6 +252,10 @@ def _torch_batch_norm(
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+# What takes a number out of a tensor. Comparisons only choose a branch: right on its piece.
+_READS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.numpy)
+
+
 class SafeNesting(TorchFunctionMode):
     """Makes nested `torch.func.jvp` right, or refuses.
 
@@ -273,4 +277,9 @@ class SafeNesting(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Called by PyTorch in place of every torch function."""
+        if func in _READS and torch._C._functorch.is_functorch_wrapped_tensor(args[0]):
+            raise InputError(
+                "the model reads a number out of a tensor, and PyTorch's nested jvp silently loses "
+                "its dependence on the input: keep it a tensor"
+            )
         return self._replacements.get(func, func)(*args, **(kwargs or {}))

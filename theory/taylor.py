@@ -25,10 +25,9 @@ from torch import Tensor
 from theory.errors import InputError
 from theory.losses import Head, log_partition, loss
 from theory.network import Function, SafeNesting, derivative_rules
-from theory.series import RULES, Series, SeriesMode
+from theory.series import NESTED_MOST, RULES, Series, SeriesMode
 
 Engine = Literal["series", "nested"]
-NESTED_MOST = 4
 
 
 def taylor_terms(

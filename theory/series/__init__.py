@@ -5,8 +5,8 @@ result. `theory.taylor` is the interface to it.
 """
 
 from theory.series import functions, linear, norms, pieces, products  # noqa: F401 - fill RULES
-from theory.series.mode import Series, SeriesMode
+from theory.series.mode import NESTED_MOST, Series, SeriesMode
 from theory.series.operands import RULES
 from theory.series.recurrences import compiled
 
-__all__ = ["RULES", "Series", "SeriesMode", "compiled"]
+__all__ = ["NESTED_MOST", "RULES", "Series", "SeriesMode", "compiled"]

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from theory.errors import InputError
 
 aten: Any = torch.ops.aten
+NESTED_MOST = 4  # the highest order of the nested engine, whose cost grows exponentially
 # The operation's own arguments follow the number of terms; a result may be series, constant tensors
 # or a mixture.
 Rule = Callable[..., Any]
@@ -82,6 +83,22 @@ class Series(Tensor):
             self._stack[len(stack) :].zero_()
             if self.room is not None:
                 self.room[0] = max(self.room[0], len(stack))
+
+    def tolist(self) -> Any:
+        """Refused: numbers lose their dependence on the input.
+
+        Raises:
+            InputError: Always.
+        """
+        raise _reading("tolist")
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Refused like `tolist`.
+
+        Raises:
+            InputError: Always.
+        """
+        raise _reading("numpy")
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Series({len(self.stack)} terms, shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -164,16 +181,13 @@ class SeriesMode(TorchDispatchMode):
     def _composite(self, func: Any, name: str, args: tuple, kwargs: dict) -> Any:
         """An operation that PyTorch itself writes in terms of others, or a refusal."""
         if name in READS:
-            raise InputError(
-                f"the model reads a number out of a tensor ({name}), whose dependence on the input "
-                "would be lost: keep it a tensor"
-            )
+            raise _reading(name)
         with self:
             result = func.decompose(*args, **kwargs)
         if result is NotImplemented:
             raise InputError(
                 f"the operation {name} of the model has no rule for Taylor series: replace it, or "
-                "use engine='nested' up to order 3"
+                f"take the nested engine, up to order {NESTED_MOST}"
             )
         return result
 
@@ -202,6 +216,13 @@ class SeriesMode(TorchDispatchMode):
             result = function(target, *others, **kwargs)
         target.write(result.stack if isinstance(result, Series) else result[None], name)
         return target
+
+
+def _reading(name: str) -> InputError:
+    return InputError(
+        f"the model reads a number out of a tensor ({name}), whose dependence on the input would "
+        "be lost: keep it a tensor"
+    )
 
 
 def _value(leaf: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 from theory.errors import InputError
 from theory.series import recurrences
 from theory.series.linear import add, sub
-from theory.series.mode import Series, aten
+from theory.series.mode import NESTED_MOST, Series, aten
 from theory.series.operands import Number, Operand, matched, rule, stack_axis, stack_of
 
 
@@ -125,8 +125,8 @@ def _convolution(
 ) -> Series:
     if isinstance(weight, Series) or isinstance(bias, Series):
         raise InputError(
-            "a convolution whose weights depend on the input has no rule for Taylor series: use "
-            "engine='nested' up to order 3"
+            "a convolution whose weights depend on the input has no rule for Taylor series: take "
+            f"the nested engine, up to order {NESTED_MOST}"
         )
     out = aten.convolution(x.stack.flatten(0, 1), weight, None, *settings)
     out = out.unflatten(0, x.stack.shape[:2])
