@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.timing import emit, interleaved
 from deep.data.images import load_images
+from deep.loop import Optimization, Training
+from deep.mixup import Mixup
 from deep.models import build_model
-from deep.objective import Mixup
-from deep.train import train
 from theory.expectation import Control, Sampling, sampled_regularizer
 from theory.losses import as_targets
 from theory.network import Function, evaluating
@@ -55,7 +55,8 @@ def main() -> None:
 def _train(model: nn.Module, x: Tensor, targets: Tensor) -> None:
     objective = Mixup(model, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    for _ in train(objective, x, targets, epochs=1, batch_size=32, lr=0.02, generator=generator):
+    settings = Optimization(epochs=1, batch_size=32, lr=0.02)
+    for _ in Training(objective, x, targets, settings, generator=generator):
         pass
 
 

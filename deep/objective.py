@@ -1,153 +1,38 @@
-"""Training objectives: modules that own the whole way from a batch to the loss that is minimised.
+"""Training objectives by name; see `deep.mixup` and `deep.mixupe` for what each computes."""
 
-An objective holds the model, so its parameters are the model's, its train and eval mode set the
-model's, and everything random in it comes from the generator it was given.
-
-    erm     mean loss of the batch
-    mixup   Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018
-    mixupe  Zou, Verma et al., "MixupE", UAI 2023
-"""
-
-import math
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deep.mixup import ERM, Lam, LossForm, ManifoldMixup, Mixup
+from deep.mixupe import (
+    Exact,
+    MixupE,
+    OfficialV1,
+    OfficialV2,
+    OfficialV3,
+    OfficialV4,
+    Statistics,
+)
 from theory.errors import InputError
-from theory.first_order import q_hat
-from theory.losses import Head, loss
-from theory.mixing import beta_law, relabelled_law
-from theory.network import logits_function
+from theory.losses import Head
 
-OBJECTIVES = ("erm", "mixup", "mixupe")
+Objective = Literal[
+    "erm", "mixup", "manifold_mixup", "mixupe-paper", "mixupe-official-v1", "mixupe-official-v2",
+    "mixupe-official-v3", "mixupe-official-v4", "mixupe-exact",
+]  # fmt: skip
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
-
-class ERM(nn.Module):
-    """Empirical risk minimisation: (1/n) Σ ℓ(f(x_i), y_i).
-
-    Args:
-        model: Maps a batch of inputs to logits.
-        head: Which loss ℓ, see `theory.losses`.
-    """
-
-    def __init__(self, model: nn.Module, head: Head = "softmax"):
-        super().__init__()
-        self.model = model
-        self.head: Head = head
-
-    def logits(self, x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch classes"]:
-        """The model's logits, one row an example also where the model returns a plain vector."""
-        return logits_function(self.model)(x)
-
-    def forward(
-        self, x: Float[Tensor, "batch *dims"], targets: Float[Tensor, "batch classes"]
-    ) -> Float[Tensor, ""]:
-        """The scalar to minimise, in nats.
-
-        Args:
-            x: Inputs.
-            targets: y, rows as from `theory.losses.as_targets`.
-        """
-        return loss(self.logits(x), targets, self.head).mean()
-
-
-class Mixup(ERM):
-    """ERM on a mixed batch: λx_i + (1 − λ)x_j with labels λy_i + (1 − λ)y_j.
-
-    One λ ~ Beta(α, β) a batch and one random permutation i ↦ j, as in Zhang et al. (ICLR 2018).
-
-    Args:
-        model: Maps a batch of inputs to logits.
-        head: Which loss.
-        alpha: α > 0.
-        beta: β > 0; None for β = α, the usual symmetric law.
-        generator: A CPU generator; each forward pass draws λ, then the permutation.
-
-    Raises:
-        InputError: If α or β is not a positive finite number.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        head: Head = "softmax",
-        alpha: float = 1.0,
-        beta: float | None = None,
-        *,
-        generator: torch.Generator,
-    ):
-        super().__init__(model, head)
-        self.law = beta_law(alpha, beta)
-        self.generator = generator
-
-    def forward(
-        self, x: Float[Tensor, "batch *dims"], targets: Float[Tensor, "batch classes"]
-    ) -> Float[Tensor, ""]:
-        """The scalar to minimise, in nats; arguments as for `ERM.forward`."""
-        lam = self.law.sample(1, self.generator).item()
-        partner = torch.randperm(len(x), generator=self.generator).to(x.device)
-        x_mixed = lam * x + (1 - lam) * x[partner]
-        targets_mixed = lam * targets + (1 - lam) * targets[partner]
-        return super().forward(x_mixed, targets_mixed)
-
-
-class MixupE(Mixup):
-    """Mixup with its own first-order directional derivative strengthened.
-
-    Zou, Verma et al. (UAI 2023), in the form of the authors' talk:
-
-        total = η̂ (L_mix + η R),    R = E[a]/n Σ_i |q̂(x_i)|,    q̂ = (y − g(f))ᵀ f
-
-    L_mix is the `Mixup` loss of the batch. q̂ comes from the CLEAN inputs by a second, separate
-    forward pass: one pass over clean and mixed inputs together would change the statistics of
-    batch norm. E[a] is the mean of a = 1 − λ under the relabelled law of Theorem 1,
-    α/(α+β)·Beta(α+1, β) + β/(α+β)·Beta(β+1, α), which is α/(2α+1) for α = β. The factor
-    η̂ = |L_mix| / |L_mix + η R| is a constant in differentiation (the authors' published code
-    detaches it; the talk does not say), so the loss VALUE is always that of L_mix, and only the
-    direction and length of the gradient change.
-
-    In train mode the clean pass, like every pass, updates the running statistics of batch norm: two
-    updates a step, the first by the mixed batch and the second by the clean one.
-
-    Args:
-        model: Maps a batch of inputs to logits.
-        head: Which loss.
-        alpha: α > 0.
-        beta: β > 0; None for β = α.
-        eta: Strength η ≥ 0 of R.
-        generator: A CPU generator, used as in `Mixup`: for equal seeds both mix alike.
-
-    Raises:
-        InputError: If α or β is not a positive finite number, or η is negative or not finite.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        head: Head = "softmax",
-        alpha: float = 1.0,
-        beta: float | None = None,
-        eta: float = 0.001,
-        *,
-        generator: torch.Generator,
-    ):
-        super().__init__(model, head, alpha, beta, generator=generator)
-        if not 0 <= eta < math.inf:
-            raise InputError(f"eta is {eta}: it must be zero or a positive finite number")
-        self.eta = eta
-        self.mean_a = relabelled_law(alpha, beta).moment(1)
-
-    def forward(
-        self, x: Float[Tensor, "batch *dims"], targets: Float[Tensor, "batch classes"]
-    ) -> Float[Tensor, ""]:
-        """The scalar to minimise, in nats; arguments as for `ERM.forward`."""
-        mixup_loss = super().forward(x, targets)
-        penalty = self.mean_a * q_hat(self.logits(x), targets, self.head).abs().mean()
-        total = mixup_loss + self.eta * penalty
-        # Both vanish at a perfect fit (in round-off): 0/0, and there is nothing to rescale.
-        eta_hat = torch.where(total == 0, torch.ones_like(total), (mixup_loss / total).abs())
-        return eta_hat.detach() * total
+_MIXUPE = {
+    "mixupe-paper": MixupE,
+    "mixupe-official-v1": OfficialV1,
+    "mixupe-official-v2": OfficialV2,
+    "mixupe-official-v3": OfficialV3,
+    "mixupe-official-v4": OfficialV4,
+    "mixupe-exact": Exact,
+}
 
 
 def build_objective(
@@ -155,29 +40,54 @@ def build_objective(
     model: nn.Module,
     *,
     head: Head = "softmax",
+    loss: LossForm | str = "cross-entropy",
     alpha: float = 1.0,
     beta: float | None = None,
+    lam: Lam | str = "batch",
     eta: float = 0.001,
+    tau: float = 1.0,
+    clean_statistics: Statistics | str = "update",
+    mean: Float[Tensor, "*dims"] | None = None,
     generator: torch.Generator,
 ) -> ERM:
-    """The objective of that name, around the model.
+    """The objective of that name, around the model. Each takes of the options what concerns it.
 
     Args:
         name: One of `OBJECTIVES`.
         model: Maps a batch of inputs to logits.
         head: Which loss.
-        alpha: Beta's α (mixup, mixupe).
-        beta: Beta's β, None for α (mixup, mixupe).
-        eta: Strength of the penalty (mixupe).
-        generator: A CPU generator for λ and partners (mixup, mixupe).
+        loss: Form of the loss of erm, mixup and manifold_mixup, see `deep.mixup.ERM`.
+        alpha: Beta's α.
+        beta: Beta's β, None for α.
+        lam: One λ a "batch" or a "sample".
+        eta: Strength of MixupE's penalty.
+        tau: τ of mixupe-official-v1 and -v3.
+        clean_statistics: Whether MixupE's clean pass updates batch norm's running statistics.
+        mean: x̄', the mean of the training inputs; mixupe-exact, -official-v1 and -v2 need it.
+        generator: A CPU generator for λ, partners and layers.
 
     Raises:
-        InputError: If the name is unknown or a parameter of the objective is out of range.
+        InputError: If the name is unknown, an option of the objective is out of range or missing,
+            or a form of the loss is asked of an objective that has none to choose.
     """
+    if name not in OBJECTIVES:
+        raise InputError(f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
     if name == "erm":
-        return ERM(model, head)
-    if name == "mixup":
-        return Mixup(model, head, alpha, beta, generator=generator)
-    if name == "mixupe":
-        return MixupE(model, head, alpha, beta, eta, generator=generator)
-    raise InputError(f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
+        return ERM(model, head, loss)
+    if name in ("mixup", "manifold_mixup"):
+        kind = Mixup if name == "mixup" else ManifoldMixup
+        return kind(model, head, alpha, beta, lam, loss, generator=generator)
+    if loss != "cross-entropy":
+        raise InputError(f"loss {loss} is for erm, mixup and manifold_mixup, not for {name}")
+    return _MIXUPE[name](
+        model,
+        head,
+        alpha,
+        beta,
+        lam,
+        eta=eta,
+        tau=tau,
+        mean=mean,
+        clean_statistics=clean_statistics,
+        generator=generator,
+    )

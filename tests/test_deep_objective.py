@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from deep.mixup import ERM, Mixup, binary_cross_entropy_of_softmax
+from deep.mixupe import MixupE, frozen_statistics
 from deep.models import build_model
-from deep.objective import ERM, OBJECTIVES, Mixup, MixupE, build_objective
+from deep.objective import OBJECTIVES, build_objective
 from theory.errors import InputError
 from theory.mixing import beta_law
 
@@ -89,7 +91,7 @@ def test_mixupe_has_the_value_of_mixup_whatever_eta(head):
     model, x, targets = problem()
     mixup_loss, _ = numpy_terms(model, x, targets, head, seed=3)
     for eta in (0.0, 0.001, 1.0, 50.0):
-        total = MixupE(model, head, ALPHA, BETA, eta, generator=rng(3))(x, targets).item()
+        total = MixupE(model, head, ALPHA, BETA, eta=eta, generator=rng(3))(x, targets).item()
         assert total == pytest.approx(abs(mixup_loss), rel=1e-12)
 
 
@@ -97,7 +99,7 @@ def test_mixupe_has_the_value_of_mixup_whatever_eta(head):
 def test_mixupe_gradient_is_that_of_the_formula_with_eta_hat_constant(head):
     """Central differences of η̂ (L_mix + ηR) in NumPy, η̂ held at its value."""
     model, x, targets = problem()
-    objective = MixupE(model, head, ALPHA, BETA, ETA, generator=rng(3))
+    objective = MixupE(model, head, ALPHA, BETA, eta=ETA, generator=rng(3))
     _, found = gradient(objective, x, targets)
     mixup_loss, penalty = numpy_terms(model, x, targets, head, seed=3)
     eta_hat = mixup_loss / (mixup_loss + ETA * penalty)
@@ -207,40 +209,292 @@ def test_model_with_a_single_logit_as_a_vector():
 
 def test_objective_owns_the_model():
     model, _, _ = problem()
-    objective = build_objective("mixupe", model, generator=rng())
+    objective = build_objective("mixupe-paper", model, generator=rng())
     assert list(objective.parameters()) == list(model.parameters())
     objective.eval()
     assert not model.training
 
 
-def test_build_objective_builds_by_name():
+def staged(samples=8):
+    """A smooth network with stages, and a batch; float64."""
+    torch.manual_seed(1)
+    model = nn.Sequential()
+    stages = (nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Sequential(nn.Linear(6, 5), nn.Tanh()))
+    model.stages = nn.Sequential(*stages)
+    model.linear = nn.Linear(5, 3)
+    x = torch.randn(samples, 4, dtype=torch.float64, generator=rng(1))
+    targets = torch.eye(3, dtype=torch.float64)[torch.arange(samples) % 3]
+    return model.double(), x, targets
+
+
+def rescaled(mixup_loss, eta_penalty):
+    """η̂ (L_mix + η E[a] P) with η̂ constant."""
+    total = mixup_loss + eta_penalty
+    return (mixup_loss / total).abs().detach() * total
+
+
+def slow_penalty(form, model, x, targets, mean, tau):
+    """P of each form, example by example, from the formulas."""
+    terms = []
+    for x_i, y_i in zip(x, targets, strict=True):
+
+        def f(v):
+            return model(v[None])[0]
+
+        logits = f(x_i)
+        u = logits.softmax(0) - y_i
+        if form in ("v1", "v2", "exact"):
+            jacobian = torch.autograd.functional.jacobian(f, x_i, create_graph=True)
+            direction = (mean - x_i).detach()
+            q = (u if form == "exact" else u.detach()) @ jacobian @ direction
+            terms.append({"v1": q if q < tau else 0 * q}.get(form, q.abs()))
+        else:
+            q_hat = -(u.detach() if form == "v4" else u) @ logits
+            kept = q_hat if form == "v4" or q_hat < tau else 0 * q_hat
+            terms.append(q_hat.abs() if form == "paper" else -kept)
+    return sum(terms) / len(x)
+
+
+@pytest.mark.parametrize("form", ["paper", "v1", "v2", "v3", "v4", "exact"])
+@pytest.mark.parametrize("tau", [0.05, 1.0])
+def test_every_form_equals_its_formula_example_by_example(form, tau):
+    """Value to 1e-6 of the penalised total and of the penalty, gradient's cosine to 1e-5."""
+    model, x, targets = staged()
+    mean = torch.full((4,), 0.3, dtype=torch.float64)
+    eta, mean_a = 5.0, 2 * ALPHA * BETA / ((ALPHA + BETA) * (ALPHA + BETA + 1))
+    name = f"mixupe-official-{form}" if form.startswith("v") else f"mixupe-{form}"
+    objective = build_objective(
+        name, model, alpha=ALPHA, beta=BETA, eta=eta, tau=tau, mean=mean, generator=rng(3)
+    )
+    value, found = gradient(objective, x, targets)
+
+    model.zero_grad()
+    mixup_loss = Mixup(model, alpha=ALPHA, beta=BETA, generator=rng(3))(x, targets)
+    penalty = slow_penalty(form, model, x, targets, mean, tau)
+    expected = rescaled(mixup_loss, eta * mean_a * penalty)
+    expected.backward()
+    grad = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+    assert objective.penalty(x, targets).item() == pytest.approx(penalty.item(), rel=1e-6)
+    assert (grad @ found / (grad.norm() * found.norm())).item() == pytest.approx(1, abs=1e-10)
+    torch.testing.assert_close(found, grad, rtol=1e-8, atol=1e-12)
+
+
+def test_tau_leaves_out_what_is_not_below_it():
+    model, x, targets = staged()
+    mean = torch.zeros(4, dtype=torch.float64)
+    for name in ("mixupe-official-v1", "mixupe-official-v3"):
+        penalties = [
+            build_objective(name, model, tau=tau, mean=mean, generator=rng()).penalty(x, targets)
+            for tau in (-np.inf, 0.05, np.inf)
+        ]
+        assert penalties[0] == 0
+        assert penalties[1] != penalties[2]
+
+
+def batch_normed():
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5), nn.BatchNorm1d(5),
+        nn.Tanh(), nn.Linear(5, 3),
+    ).double()  # fmt: skip
+    x = torch.randn(9, 4, dtype=torch.float64, generator=rng(1))
+    return model, x, torch.eye(3, dtype=torch.float64)[torch.arange(9) % 3]
+
+
+def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch():
+    """|q| and its parameter gradient against central differences of the coupled batch."""
+    model, x, targets = batch_normed()
+    mean = torch.full((4,), 0.2, dtype=torch.float64)
+    objective = build_objective("mixupe-exact", model, mean=mean, generator=rng())
+
+    def losses(a):
+        logits = model(x + a * (mean - x))
+        return -(targets * logits.log_softmax(1)).sum(1)
+
+    def penalty():
+        """Fourth-order central differences in a."""
+        h = 1e-3
+        with torch.no_grad(), frozen_statistics(model):
+            q = (8 * (losses(h) - losses(-h)) - (losses(2 * h) - losses(-2 * h))) / (12 * h)
+        return q.abs().mean().item()
+
+    found = objective.penalty(x, targets)
+    assert found.item() == pytest.approx(penalty(), rel=1e-8)
+    found.backward()
+    for seed in range(4):
+        direction = [torch.randn(p.shape, dtype=p.dtype, generator=rng(seed))
+                     for p in model.parameters()]  # fmt: skip
+        slope = sum((p.grad * d).sum().item()
+                    for p, d in zip(model.parameters(), direction, strict=True))  # fmt: skip
+        values, step = [], 1e-5
+        for shift in (step, -2 * step, step):
+            with torch.no_grad():
+                for p, d in zip(model.parameters(), direction, strict=True):
+                    p += shift * d
+            values.append(penalty())
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+def test_exact_q_updates_running_statistics_once_and_draws_dropout_once():
+    model, x, targets = batch_normed()
+    model.append(nn.Dropout(0.5))
+    objective = build_objective(
+        "mixupe-exact", model, mean=torch.zeros(4, dtype=torch.float64), generator=rng()
+    )
+    objective.penalty(x, targets)
+    assert model[1].num_batches_tracked == 1
+    torch.manual_seed(5)
+    objective.penalty(x, targets)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    model(x)
+    assert torch.equal(after, torch.rand(1))
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name.startswith("mixupe")])
+def test_frozen_statistics_see_the_mixed_batch_alone(name):
+    """The clean pass is normalised by the batch all the same: the gradient is the other's."""
+    grads = []
+    for clean in ("update", "freeze"):
+        model, x, targets = batch_normed()
+        objective = build_objective(
+            name, model, eta=3.0, mean=torch.zeros(4, dtype=torch.float64),
+            clean_statistics=clean, generator=rng(3),
+        )  # fmt: skip
+        grads.append(gradient(objective, x, targets)[1])
+        assert model[1].num_batches_tracked == (2 if clean == "update" else 1)
+    assert torch.equal(*grads)
+    reference, _, _ = batch_normed()
+    Mixup(reference, generator=rng(3))(x, targets)
+    torch.testing.assert_close(model[1].running_mean, reference[1].running_mean)
+    torch.testing.assert_close(model[4].running_var, reference[4].running_var)
+
+
+def test_lam_of_each_sample():
     model, x, targets = problem()
-    kinds = {"erm": ERM, "mixup": Mixup, "mixupe": MixupE}
-    assert set(kinds) == set(OBJECTIVES)
+    found = Mixup(model, alpha=ALPHA, beta=BETA, lam="sample", generator=rng(3))(x, targets)
+    generator = rng(3)
+    lam = beta_law(ALPHA, BETA).sample(len(x), generator).numpy()[:, None]
+    partner = torch.randperm(len(x), generator=generator).numpy()
+    inputs, y = x.numpy().reshape(len(x), -1), targets.numpy()
+    mixed = lam * y + (1 - lam) * y[partner]
+    logits = numpy_logits(model, lam * inputs + (1 - lam) * inputs[partner])
+    assert found.item() == pytest.approx(numpy_loss(logits, mixed, "softmax"), rel=1e-12)
+
+
+@pytest.mark.parametrize("lam", ["batch", "sample"])
+def test_manifold_mixup_mixes_input_or_a_stage_with_equal_chances(lam):
+    model, x, targets = staged()
+    objective = build_objective("manifold_mixup", model, lam=lam, generator=rng(3))
+    generator, places = rng(3), []
+    for _ in range(60):
+        found = objective(x, targets).item()
+        share = beta_law(1.0).sample(1 if lam == "batch" else len(x), generator)[:, None]
+        partner = torch.randperm(len(x), generator=generator)
+        places.append(int(torch.randint(3, (), generator=generator)))
+        z = x
+        for place, stage in enumerate((*model.stages, model.linear)):
+            if place == places[-1]:
+                z = share * z + (1 - share) * z[partner]
+            z = stage(z)
+        mixed = share * targets + (1 - share) * targets[partner]
+        expected = -(mixed * z.log_softmax(1)).sum(1).mean().item()
+        assert found == pytest.approx(expected, rel=1e-12)
+    assert min(places.count(place) for place in range(3)) > 10
+
+
+def test_manifold_mixup_takes_the_layers_that_a_model_names():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(InputError, match="give it an attribute mixing_layers"):
+        build_objective("manifold_mixup", model, generator=rng())
+    model.mixing_layers = [model[1]]
+    objective = build_objective("manifold_mixup", model, generator=rng())
+    assert objective(torch.randn(6, 4), torch.eye(3).repeat(2, 1)).isfinite()
+    assert not model[1]._forward_hooks
+
+
+def test_bce_on_softmax_is_pytorchs_and_survives_saturation():
+    logits = 3 * torch.randn(7, 4, dtype=torch.float64, generator=rng(1))
+    targets = torch.rand(7, 4, dtype=torch.float64, generator=rng(2)).softmax(1)
+    expected = nn.functional.binary_cross_entropy(logits.softmax(1), targets)
+    found = binary_cross_entropy_of_softmax(logits, targets).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    certain = torch.tensor([[800.0, 0.0, -5.0]], dtype=torch.float64, requires_grad=True)
+    loss = binary_cross_entropy_of_softmax(certain, torch.tensor([[0.0, 1.0, 0.0]]).double())
+    # −log(1 − p_0) = 800 − log(1 + e^−5) for class 0, −log p_1 = 800, and −log(1 − p_2) = 0.
+    torch.testing.assert_close(
+        loss, torch.tensor([[800 - np.log1p(np.exp(-5)), 800.0, 0.0]]).double()
+    )
+    loss.sum().backward()
+    assert certain.grad.isfinite().all()
+
+
+def test_accuracy_counts_a_mixed_example_by_the_weight_of_the_label_predicted():
+    model, x, targets = problem(samples=12)
+    targets = torch.eye(3, dtype=torch.float64)[torch.arange(12) % 3]
+    objective = Mixup(model, generator=rng(3))
+    objective(x, targets)
+    generator = rng(3)
+    lam = beta_law(1.0).sample(1, generator).item()
+    partner = torch.randperm(12, generator=generator)
+    predicted = model(lam * x + (1 - lam) * x[partner]).argmax(1)
+    labels = targets.argmax(1)
+    hits = lam * (predicted == labels).double() + (1 - lam) * (predicted == labels[partner])
+    assert objective.accuracy.item() == pytest.approx(hits.mean().item())
+    erm = ERM(model)
+    erm(x, targets)
+    assert erm.accuracy.item() == (model(x).argmax(1) == labels).double().mean().item()
+    single = ERM(nn.Linear(4, 1), "sigmoid")
+    single(torch.zeros(2, 4), torch.tensor([[1.0], [0.0]]))
+    assert single.accuracy.item() == 0.5
+
+
+def test_build_objective_builds_by_name():
+    model, _, _ = staged()
+    kinds = {
+        "erm": "ERM", "mixup": "Mixup", "manifold_mixup": "ManifoldMixup",
+        "mixupe-paper": "MixupE", "mixupe-official-v1": "OfficialV1",
+        "mixupe-official-v2": "OfficialV2", "mixupe-official-v3": "OfficialV3",
+        "mixupe-official-v4": "OfficialV4", "mixupe-exact": "Exact",
+    }  # fmt: skip
+    assert tuple(kinds) == OBJECTIVES
     for name, kind in kinds.items():
-        built = build_objective(
-            name, model, head="sigmoid", alpha=ALPHA, beta=BETA, eta=ETA, generator=rng(3)
-        )
-        assert type(built) is kind
-        options = {"erm": (), "mixup": (ALPHA, BETA), "mixupe": (ALPHA, BETA, ETA)}[name]
-        keywords = {} if name == "erm" else {"generator": rng(3)}
-        expected = gradient(kind(model, "sigmoid", *options, **keywords), x, targets)
-        found = gradient(built, x, targets)
-        assert found[0] == expected[0]
-        assert torch.equal(found[1], expected[1])
+        built = build_objective(name, model, mean=torch.zeros(4).double(), generator=rng())
+        assert type(built).__name__ == kind
+        assert list(dict(built.named_parameters())) == [
+            f"model.{name}" for name, _ in model.named_parameters()
+        ]
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mixup+", {}, "unknown objective 'mixup\\+': choose one of erm, mixup, mixupe"),
+        ("mixup+", {}, "unknown objective 'mixup\\+': choose one of erm, mixup, manifold"),
         ("mixup", {"alpha": 0.0}, "alpha is 0"),
         ("mixup", {"alpha": float("nan")}, "alpha is nan"),
-        ("mixupe", {"beta": -1.0}, "beta is -1"),
-        ("mixupe", {"eta": -0.1}, "eta is -0.1"),
-        ("mixupe", {"eta": float("inf")}, "eta is inf"),
+        ("mixupe-paper", {"beta": -1.0}, "beta is -1"),
+        ("mixupe-paper", {"eta": -0.1}, "eta is -0.1"),
+        ("mixupe-paper", {"eta": float("inf")}, "eta is inf"),
+        ("mixupe-official-v3", {"tau": float("nan")}, "tau is NaN"),
+        ("mixupe-exact", {}, "needs the mean of the training inputs"),
+        ("mixupe-paper", {"clean_statistics": "keep"}, "unknown clean_statistics 'keep'"),
+        ("mixup", {"lam": "epoch"}, "unknown lam 'epoch'"),
+        ("erm", {"loss": "hinge"}, "unknown loss 'hinge'"),
+        ("erm", {"loss": "bce-softmax", "head": "sigmoid"}, "needs the softmax head"),
+        ("mixupe-paper", {"loss": "bce-softmax"}, "is for erm, mixup and manifold_mixup"),
     ],
 )
 def test_build_objective_refuses(name, options, message):
     with pytest.raises(InputError, match=message):
         build_objective(name, nn.Linear(2, 2), generator=rng(), **options)
+
+
+def test_objectives_refuse_batches_that_they_cannot_use():
+    model, x, targets = staged()
+    with pytest.raises(InputError, match="a batch of one example cannot be mixed"):
+        Mixup(model, generator=rng())(x[:1], targets[:1])
+    for name in ("mixupe-exact", "mixupe-official-v2"):
+        objective = build_objective(name, model, mean=torch.zeros(3), generator=rng())
+        with pytest.raises(InputError, match=r"mean has shape \(3,\) and one input \(4,\)"):
+            objective(x, targets)

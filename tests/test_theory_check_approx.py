@@ -148,7 +148,7 @@ def test_equal_seeds_give_equal_reports_and_others_differ(net):
     assert not np.allclose(samples(0), samples(1))
 
 
-@pytest.mark.parametrize("objective", ["erm", "mixup", "mixupe"])
+@pytest.mark.parametrize("objective", ["erm", "mixup", "mixupe-paper", "mixupe-exact"])
 def test_every_objective_lowers_the_loss(net, objective):
     config = Config(
         model=f"{net}:net", objective=objective, epochs=1, check_every=1, samples=20,

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from deep.objective import MixupE
+from deep.mixupe import MixupE
 from theory import symbolic
 from theory.attribution import LayerShares
 from theory.errors import InputError

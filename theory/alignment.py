@@ -6,7 +6,7 @@ gradients point the same way, whatever their values. This compares ∇_θ mean q
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -15,8 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theory.errors import InputError
-from theory.first_order import first_order, first_order_coupled, loss_gradient, q_hat
-from theory.losses import Head, probabilities
+from theory.first_order import (
+    coupled_abs_q,
+    directional_q,
+    first_order,
+    loss_gradient,
+    q_hat,
+)
+from theory.losses import Head
 from theory.network import Function, derivative_rules
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -31,6 +37,8 @@ def gradient_alignment(
     head: Head = "softmax",
     *,
     coupled: bool = False,
+    signs: Float[Tensor, "samples 2"] | None = None,
+    on_batch: Callable[[int], None] = lambda rows: None,
 ) -> pd.DataFrame:
     """Cosines between the parameter gradients of the exact and the approximate penalty.
 
@@ -44,6 +52,8 @@ def gradient_alignment(
         mean: x̄' = E[x'].
         head: Which loss.
         coupled: Whether f normalises by batch statistics, so that one vjp would mix the rows of q.
+        signs: Signs of q and q̂ of all examples, where they are known; found by one vjp otherwise.
+        on_batch: Called with the number of examples done.
 
     Returns:
         One row for each module that owns parameters, and a first row "(all)"; columns `layer`,
@@ -59,9 +69,13 @@ def gradient_alignment(
         raise InputError("the model has no trainable parameters: gradients cannot be compared")
     totals = [[torch.zeros_like(p, dtype=torch.float64) for p in parameters] for _ in range(4)]
     examples = 0
-    penalties = _coupled_penalties if coupled else _penalties
-    for size, gradients_of_all in penalties(f, batches, mean, head, parameters):
+    if coupled:
+        pieces = _coupled_penalties(f, batches, mean, head, parameters)
+    else:
+        pieces = _penalties(f, batches, mean, head, parameters, signs)
+    for size, gradients_of_all in pieces:
         examples += size
+        on_batch(size)
         for total, gradients in zip(totals, gradients_of_all, strict=True):
             for accumulated, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
@@ -87,21 +101,30 @@ def gradient_alignment(
 
 
 def _penalties(
-    f: Function, batches: Batches, mean: Tensor, head: Head, parameters: list[nn.Parameter]
+    f: Function,
+    batches: Batches,
+    mean: Tensor,
+    head: Head,
+    parameters: list[nn.Parameter],
+    signs: Tensor | None,
 ) -> Iterator[tuple[int, list[Gradients]]]:
     """Number of examples and sums over them of ∇q, ∇q̂, ∇|q| and ∇|q̂|, piece by piece.
 
     Where q and q̂ each have one sign, ∇|q| = ±∇q needs no backward pass of its own. So the examples
-    are sorted by their signs first, which costs one vjp and saves a second derivative.
+    are sorted by their signs first, which saves a second derivative.
     """
     groups: dict[tuple[float, float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    rows = 1
+    rows, start = 1, 0
     for x, targets in batches:
         rows = max(rows, len(x))
-        terms = first_order(f, x, targets, mean, head)
-        signs = torch.stack([terms.q.sign(), terms.q_hat.sign()], 1)
-        for pair in signs.unique(dim=0):
-            ours = (signs == pair).all(1)
+        if signs is None:
+            terms = first_order(f, x, targets, mean, head)
+            here = torch.stack([terms.q.sign(), terms.q_hat.sign()], 1)
+        else:
+            here = signs[start : start + len(x)].to(x.device)
+            start += len(x)
+        for pair in here.unique(dim=0):
+            ours = (here == pair).all(1)
             groups[pair[0].item(), pair[1].item()].append((x[ours], targets[ours]))
     for (sign, sign_hat), members in groups.items():
         inputs, labels = (torch.cat(parts) for parts in zip(*members, strict=True))
@@ -120,10 +143,11 @@ def _coupled_penalties(
     for x, targets in batches:
         with derivative_rules():
             exact, approximate = _differentiable_terms(f, x, targets, mean, head)
+            signs = directional_q(f, x, targets, mean - x, head).sign()
             gradients = [
                 _gradients(exact.sum(), parameters, retain=True),
                 _gradients(approximate.sum(), parameters, retain=True),
-                _gradients(_coupled_abs_q(f, x, targets, mean, head), parameters),
+                _gradients(coupled_abs_q(f, x, targets, mean, signs, head), parameters),
                 _gradients(approximate.abs().sum(), parameters),
             ]
         yield len(x), gradients
@@ -145,20 +169,6 @@ def _gradients(value: Tensor, parameters: list[nn.Parameter], retain: bool = Fal
 
 def _scaled(gradients: Gradients, factor: float) -> Gradients:
     return tuple(None if g is None else factor * g for g in gradients)
-
-
-def _coupled_abs_q(f: Function, x: Tensor, targets: Tensor, mean: Tensor, head: Head) -> Tensor:
-    """Σ|q| over a coupled batch, whose q are no rows of one vjp, by the vjp of sign(q) (g − y).
-
-    So it takes no derivative of a jvp and no third derivative: PyTorch returns both wrong, without
-    a warning, through train-mode batch norm (see `theory.network.SafeNesting`).
-    """
-    signs = first_order_coupled(f, x, targets, mean, head).q.sign()
-    x = x.detach().requires_grad_()
-    logits = f(x)
-    residual = signs[:, None] * (probabilities(logits, head) - targets)
-    (c,) = torch.autograd.grad(logits, x, residual, create_graph=True)
-    return (c * (mean - x)).sum()
 
 
 def _refuse_once_differentiable(value: Tensor) -> None:

@@ -6,39 +6,26 @@ around it.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from theory.agreement import compare
-from theory.alignment import gradient_alignment
-from theory.attribution import LayerShares, attribution_table
-from theory.corrections import (
-    EXACT,
-    LAST_LAYER,
-    LAYERS,
-    NORMALIZATION,
-    Q_HAT,
-    QUOTIENT,
-    corrections_frame,
-    difference_quotient,
-)
+from theory.corrections import corrections_frame
 from theory.errors import InputError
 from theory.expansion import Pairs
 from theory.expectation import Sampling, sampled_regularizer
-from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.kinks import segment_regularizer
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
-from theory.network import BatchNormMode, Function, copy_in, evaluating
+from theory.network import BatchNormMode, copy_in, evaluating
 from theory.orders import draw_pairs, measure_orders
+from theory.probe import measure_alignment, measure_first_order
 from theory.regularizer import PairSettings, measure_theorem_1
 from theory.report import Report
 from theory.self_check import derivative_self_check
@@ -169,14 +156,19 @@ def check_approximation(
     progress = on_progress or (lambda rows: None)
 
     with evaluating(model, batch_norm) as f:
-        samples, attribution, approximations = _first_order_part(
-            model, f, examples, head, batch_norm, batch_size, progress
-        )
+        found = measure_first_order(
+            model, f, examples.batches(batch_size), examples.mean, head,
+            coupled=batch_norm == "batch", corrections=True,
+            on_batch=lambda rows: progress(FIRST_ORDER_WORK * rows),
+        )  # fmt: skip
+        samples = found.samples
         alignment, alignment_note = pd.DataFrame(), "not asked for"
         if gradients:
-            alignment, alignment_note = _alignment_part(
-                model, f, examples, head, batch_norm, batch_size, progress
-            )
+            alignment, alignment_note = measure_alignment(
+                model, f, examples.batches(batch_size), examples.mean, head, found,
+                coupled=batch_norm == "batch",
+                on_batch=lambda rows: progress(GRADIENT_WORK * rows),
+            )  # fmt: skip
         pairs: dict[str, Any] = {}
         orders: dict[str, Any] = {}
         segments: dict[str, Any] = {}
@@ -232,8 +224,8 @@ def check_approximation(
         agreement=pd.DataFrame.from_dict(
             {name: asdict(estimate) for name, estimate in agreement.items()}, orient="index"
         ),
-        attribution=attribution,
-        corrections=corrections_frame(q, approximations, seed),
+        attribution=found.attribution,
+        corrections=corrections_frame(q, found.approximations, seed),
         alignment=alignment,
         regularizer=pairs,
         orders=orders,
@@ -315,85 +307,6 @@ def _gather(
             "the same"
         )
     return _Data(x, targets, mean.to(x.device, x.dtype))
-
-
-def _first_order_part(
-    model: nn.Module,
-    f: Function,
-    examples: _Data,
-    head: Head,
-    batch_norm: BatchNormMode,
-    batch_size: int,
-    progress: Callable[[float], None],
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
-    """The samples' columns, the attribution of their homogeneity gap, and approximations to q."""
-    last_layer: list[Tensor] = []
-    quotients: list[Tensor] = []
-    columns: dict[str, list[Tensor]] = {field.name: [] for field in fields(FirstOrder)}
-    shares: dict[str, list[Tensor]] = defaultdict(list)
-    kinds: dict[str, str] = {}
-    for x, targets in examples.batches(batch_size):
-        with LayerShares(model) as recorded:
-            terms = first_order(f, x, targets, examples.mean, head)
-        if recorded.last in recorded.by_layer:
-            last_layer.append(recorded.by_layer[recorded.last])
-        if batch_norm == "batch":
-            # One backward pass gives totals over the coupled batch, not the rows.
-            recorded.by_layer = {k: v.sum() for k, v in recorded.by_layer.items()}
-            terms = first_order_coupled(f, x, targets, examples.mean, head)
-        for name, column in vars(terms).items():
-            columns[name].append(column)
-        for layer, share in recorded.by_layer.items():
-            shares[layer].append(share)
-        kinds |= recorded.kinds
-        with torch.no_grad():
-            quotients.append(difference_quotient(f, x, targets, examples.mean, terms.loss, head))
-        progress(FIRST_ORDER_WORK * len(x))
-    samples = pd.DataFrame({name: _column(pieces) for name, pieces in columns.items()})
-    bad = ~np.isfinite(samples.to_numpy()).all(1)
-    if bad.any():
-        raise InputError(
-            f"the model gives NaN or Inf on {int(bad.sum())} of {len(bad)} examples (first: number "
-            f"{int(bad.argmax())}): check its weights and the scale of the data"
-        )
-    attribution = attribution_table(shares, kinds, samples["homogeneity_gap"].to_numpy())
-    n = len(samples)
-    q_hat = samples["q_hat"].to_numpy()
-    approximations = {Q_HAT: q_hat}
-    if sum(map(len, last_layer)) == n:
-        approximations[LAST_LAYER] = q_hat + _column(last_layer)
-    approximations[QUOTIENT] = _column(quotients)
-    approximations[NORMALIZATION] = q_hat + samples["normalization_gap"].to_numpy()
-    if all(piece.ndim for pieces in shares.values() for piece in pieces):
-        approximations[LAYERS] = q_hat + sum((_column(pieces) for pieces in shares.values()), 0.0)
-    approximations[EXACT] = samples["q"].to_numpy()
-    return samples, attribution, approximations
-
-
-def _column(pieces: list[Tensor]) -> np.ndarray:
-    return torch.cat(pieces).double().cpu().numpy()
-
-
-def _alignment_part(
-    model: nn.Module,
-    f: Function,
-    examples: _Data,
-    head: Head,
-    batch_norm: BatchNormMode,
-    batch_size: int,
-    progress: Callable[[float], None],
-) -> tuple[pd.DataFrame, str]:
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for x, targets in examples.batches(batch_size):
-            yield x, targets
-            progress(GRADIENT_WORK * len(x))
-
-    try:
-        return gradient_alignment(
-            model, f, batches(), examples.mean, head, coupled=batch_norm == "batch"
-        ), ""
-    except InputError as error:  # a model may well lack second derivatives or parameters
-        return pd.DataFrame(), str(error)
 
 
 def _segments_part(

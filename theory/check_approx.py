@@ -17,22 +17,22 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import torch
 import tyro
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from deep.checkpoint import load_weights
-from deep.data.images import ImageData, load_images
+from deep.data.images import in_proportion, load_images
+from deep.loop import Optimization, Training
 from deep.models import resolve_model
-from deep.objective import build_objective
-from deep.train import train
+from deep.objective import Objective, build_objective
+from deep.processes import choose_device
 from figures.check_approx import save as save_figures
 from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation
 from theory.command import run_command
 from theory.errors import InputError
 from theory.losses import Head, as_targets
 from theory.mixing import beta_law
-from theory.network import BatchNormMode, evaluating
+from theory.network import BatchNormMode, count_logits
 from theory.record import check_writable, command_line, write_atomically
 from theory.regularizer import PairSettings
 from theory.report import (
@@ -61,7 +61,7 @@ class Config:
     """digits (embedded), cifar10, cifar100 or svhn; all are 3 × 32 × 32"""
     data_dir: Path | None = None
     """Folder that holds the published files; without it they are downloaded and verified"""
-    objective: Literal["erm", "mixup", "mixupe"] = "mixupe"
+    objective: Objective = "mixupe-paper"
     """What training minimises"""
     eta: float = 0.001
     """Strength of MixupE's penalty"""
@@ -133,7 +133,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
         InputError: If a flag, file, network or data set cannot be used.
     """
     _check_numbers(config)
-    device = _device(config.device)
+    device = choose_device(config.device)
     data = load_images(config.data, config.data_dir)
     torch.manual_seed(config.seed)
     _, channels, *size = data.x_train.shape
@@ -145,9 +145,16 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
     ).to(device)
     if config.checkpoint is not None:
         load_weights(model, config.checkpoint)
-    probe = _probe(data, config.samples, config.seed)
+    if config.samples > len(data.x_train):
+        raise InputError(
+            f"--samples is {config.samples}: {data.name} has {len(data.x_train)} training examples,"
+            " ask for fewer"
+        )
+    chosen, _ = in_proportion(data.y_train, config.samples, config.seed)
+    probe = data.x_train[chosen], data.y_train[chosen]
     mean = data.x_train.mean(0)
-    targets = as_targets(data.y_train, _num_logits(model, data), config.head)
+    num_logits = count_logits(model, data.x_train[:2].to(device))
+    targets = as_targets(data.y_train, num_logits, config.head)
     objective = build_objective(
         config.objective,
         model,
@@ -155,6 +162,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
         alpha=config.alpha,
         beta=config.beta,
         eta=config.eta,
+        mean=mean.to(device),
         generator=torch.Generator().manual_seed(config.seed),
     )
     reports: list[Report] = []
@@ -198,18 +206,11 @@ def _states(
     """Trains, stopping wherever a check is due; yields where training stands."""
     yield {"epoch": 0.0, "step": 0, "train_loss": None}
     due, losses = config.check_every, []
-    steps = train(
-        objective,
-        x,
-        targets,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    for step in steps if config.epochs > 0 else ():
+    settings = Optimization(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr)
+    generator = torch.Generator().manual_seed(config.seed)
+    for step in Training(objective, x, targets, settings, generator=generator):
         losses.append(step.loss)
-        progress.add(_TRAINING_WORK[config.objective] * config.batch_size)
+        progress.add(_training_work(config.objective) * config.batch_size)
         last = step.index + 1 == step.total
         if last or step.epoch >= due - 1e-9:
             mean = sum(losses) / len(losses)
@@ -218,8 +219,11 @@ def _states(
             due = config.check_every * (math.floor(step.epoch / config.check_every + 1e-9) + 1)
 
 
-# A training step's cost for one example in forward passes, roughly; it only feeds the time left.
-_TRAINING_WORK = {"erm": 4.0, "mixup": 4.0, "mixupe": 8.0}
+def _training_work(objective: str) -> float:
+    """A training step's cost for one example in forward passes, roughly, for the time left."""
+    if objective in ("mixupe-exact", "mixupe-official-v1", "mixupe-official-v2"):
+        return 12.0
+    return 8.0 if objective.startswith("mixupe") else 4.0
 
 
 class _Progress:
@@ -231,7 +235,7 @@ class _Progress:
             config.alpha, config.beta, order=config.order, nodes=config.nodes, engine=config.engine
         )
         self._pair_work = settings.rows_per_pair + settings.draws(1)
-        self._fixed = config.epochs * examples * _TRAINING_WORK[config.objective]
+        self._fixed = config.epochs * examples * _training_work(config.objective)
         one = samples * (FIRST_ORDER_WORK + (GRADIENT_WORK if config.gradients else 0))
         one += samples * (config.nodes + settings.series_work) if config.order > 1 else 0
         self._fixed += self._checks * one
@@ -296,41 +300,6 @@ def _check_numbers(config: Config) -> None:
             raise InputError(
                 f"--{name.replace('_', '-')} is {value}: it must be positive and finite"
             )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}): try cpu") from error
-    return device
-
-
-def _probe(data: ImageData, samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training examples to check, classes in proportion where their number allows it."""
-    n = len(data.x_train)
-    if samples > n:
-        raise InputError(
-            f"--samples is {samples}: {data.name} has {n} training examples, ask for fewer"
-        )
-    if samples == n:
-        return data.x_train, data.y_train
-    labels = data.y_train.numpy()
-    enough = min(samples, n - samples) >= data.num_classes
-    chosen, _ = train_test_split(
-        range(n), train_size=samples, random_state=seed, stratify=labels if enough else None
-    )
-    return data.x_train[chosen], data.y_train[chosen]
-
-
-def _num_logits(model: nn.Module, data: ImageData) -> int:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), evaluating(model) as f:
-        return f(data.x_train[:2].to(device)).shape[1]
 
 
 def _as_json(config: Config) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -17,12 +17,43 @@ from theory.errors import InputError
 Config = TypeVar("Config")
 
 
+def parse_flags(
+    config_type: type[Config],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    default: Config | None = None,
+) -> Config:
+    """A configuration from flags.
+
+    Args:
+        config_type: Frozen dataclass of flags, or a union of such for subcommands.
+        argv: Flags; the process's own where not given.
+        prog: The command as the user types it.
+        default: What holds where a flag is not given; the dataclass's own defaults if None.
+
+    Raises:
+        InputError: If the flags cannot be read.
+        SystemExit: With code 0, after --help.
+    """
+    complaint = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(config_type, prog=prog, args=argv, use_underscores=False, **given)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(f"{_one_line(complaint.getvalue())} (see {prog} --help)") from end
+
+
 def run_command(
     config_type: type[Config],
     run: Callable[[Config], int],
     *,
     prog: str,
     argv: Sequence[str] | None = None,
+    default: Callable[[], Config | None] = lambda: None,
 ) -> int:
     """Parses flags, runs, and turns bad input into one line on stderr.
 
@@ -32,25 +63,22 @@ def run_command(
         run: Does the work; returns the exit code.
         prog: The command as the user types it.
         argv: Flags; the process's own where not given.
+        default: Makes what holds where a flag is not given, see `parse_flags`.
 
     Returns:
         The exit code.
     """
-    complaint = io.StringIO()
+    config = None
     try:
-        with contextlib.redirect_stderr(complaint):
-            config = tyro.cli(config_type, prog=prog, args=argv, use_underscores=False)
-    except SystemExit as end:
-        if end.code:
-            print(f"error: {_one_line(complaint.getvalue())} (see {prog} --help)", file=sys.stderr)
-        return int(end.code or 0)
-    try:
+        config = parse_flags(config_type, argv, prog=prog, default=default())
         return run(config)
     except InputError as error:
         if getattr(config, "debug", False):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as end:  # after --help
+        return int(end.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -171,6 +171,37 @@ def directional_q(
         return ((probabilities(logits, head) - targets) * tangent).sum(1)
 
 
+def coupled_abs_q(
+    f: Function,
+    x: Float[Tensor, "batch *dims"],
+    targets: Float[Tensor, "batch classes"],
+    mean: Float[Tensor, " *dims"],
+    signs: Float[Tensor, " batch"],
+    head: Head = "softmax",
+) -> Float[Tensor, ""]:
+    """Σ|q| over a batch whose examples interact, differentiable with respect to the parameters.
+
+    Its q are no rows of one vjp, but their signed sum is an inner product with one:
+    Σ s_i q_i = ⟨Jᵀ(s(g − y)), x̄' − x⟩. So no derivative of a jvp and no third derivative is taken:
+    PyTorch returns both wrong, without a warning, through train-mode batch norm (see
+    `theory.network.SafeNesting`).
+
+    Args:
+        f: The network as a function of a batch.
+        x: Inputs.
+        targets: y, one row an example.
+        mean: x̄' = E[x'].
+        signs: Signs of q, by `directional_q` in the direction x̄' − x.
+        head: Which loss.
+    """
+    with derivative_rules():
+        x = x.detach().requires_grad_()
+        logits = f(x)
+        residual = signs[:, None] * (probabilities(logits, head) - targets)
+        (c,) = torch.autograd.grad(logits, x, residual, create_graph=True)
+    return (c * (mean - x.detach())).sum()
+
+
 def pairwise_q(
     f: Function,
     x: Float[Tensor, "batch *dims"],

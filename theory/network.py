@@ -59,6 +59,16 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
     return f
 
 
+def count_logits(model: nn.Module, x: Tensor) -> int:
+    """How many logits the model gives, found by one pass over a small batch on its device.
+
+    Raises:
+        InputError: If the model cannot take the batch or gives no row of logits an example.
+    """
+    with torch.no_grad(), evaluating(model) as f:
+        return f(x).shape[1]
+
+
 def copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the model whose floating-point parameters and buffers have another type.
 

@@ -115,6 +115,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
+def json_line(content: Any) -> str:
+    """One line of standard JSON with its line break, for a JSON-lines file; as `write_json`."""
+    return json.dumps(_without_nan(content), allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def _without_nan(value: Any) -> Any:
     """The value with NaN as None and with infinities as text, which JSON can hold."""
     if isinstance(value, Mapping):

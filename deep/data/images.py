@@ -91,6 +91,34 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
+def in_proportion(
+    labels: Int[Tensor, " samples"], count: int, seed: int
+) -> tuple[Int[Tensor, " count"], Int[Tensor, " rest"]]:
+    """Numbers of `count` examples drawn with the classes in proportion, and of all others.
+
+    The proportion is kept where there are enough examples on both sides for every class to have
+    one; otherwise the draw ignores classes.
+
+    Args:
+        labels: Class indices.
+        count: How many; 0 and all of them need no draw.
+        seed: Of the draw.
+
+    Raises:
+        InputError: If there are fewer examples than that.
+    """
+    n = len(labels)
+    if count > n:
+        raise InputError(f"{count} examples are asked for and there are {n}: ask for fewer")
+    if count in (0, n):
+        return torch.arange(count), torch.arange(count, n)
+    enough = min(count, n - count) >= len(labels.unique())
+    chosen, rest = train_test_split(
+        np.arange(n), train_size=count, random_state=seed, stratify=labels if enough else None
+    )
+    return torch.from_numpy(chosen), torch.from_numpy(rest)
+
+
 def _published(name: str, folder: Path) -> ImageData:
     if not folder.is_dir():
         raise InputError(f"data folder {folder} is not a folder; name one that holds {name}")

@@ -78,7 +78,12 @@ def build_model(
 
 
 def resolve_model(
-    spec: str, *, num_classes: int, in_channels: int, image_size: int | tuple[int, int]
+    spec: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int | tuple[int, int],
+    width: int | None = None,
 ) -> nn.Module:
     """A network by its name in the registry, or the user's own by `path/to/file.py:factory`.
 
@@ -91,17 +96,25 @@ def resolve_model(
         num_classes: Number of classes in the data.
         in_channels: Channels of the images.
         image_size: Side of square images, or (height, width).
+        width: As for `build_model`; your own network's factory chooses its own.
 
     Raises:
-        InputError: As `build_model` and `deep.models.from_file.model_from_file` state.
+        InputError: As `build_model` and `deep.models.from_file.model_from_file` state, or if a
+            width is given to the user's own network.
     """
     size = _height_and_width(image_size)
     if ":" in spec or spec.endswith(".py"):
+        if width is not None:
+            raise InputError(f"width is for networks of the registry, not for {spec}: leave it out")
         return model_from_file(
             spec, num_classes=num_classes, in_channels=in_channels, image_size=size
         )
     return build_model(
-        spec, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+        spec,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        image_size=image_size,
+        width=width,
     )
 
 

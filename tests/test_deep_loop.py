@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from deep.loop import Optimization, Training
+from deep.mixup import ERM
 from deep.models import build_model
-from deep.objective import ERM, build_objective
-from deep.train import learning_rate, train
+from deep.objective import OBJECTIVES, build_objective
 from theory.errors import InputError
 
 
@@ -30,6 +31,17 @@ def blobs(samples=120, seed=0):
 def small_network(name="preact18", seed=0):
     torch.manual_seed(seed)
     return build_model(name, num_classes=3, in_channels=1, image_size=8, width=4)
+
+
+def train(objective, x, targets, *, generator, augment=None, **settings):
+    return Training(
+        objective, x, targets, Optimization(**settings), generator=generator, augment=augment
+    )
+
+
+def learning_rate(index, total, peak):
+    """Of a run of one epoch with default settings."""
+    return Optimization(lr=peak).learning_rate(index, total)
 
 
 class Recorder(nn.Module):
@@ -116,14 +128,14 @@ def test_steps_are_those_of_nesterov_sgd_with_weight_decay():
     np.testing.assert_allclose(model.weight.detach().numpy(), w, rtol=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["erm", "mixup", "mixupe"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_equal_seeds_give_bit_identical_runs(objective):
     x, targets = blobs(50)
 
     def run(seed):
         model = small_network(seed=0)
         loop = train(
-            build_objective(objective, model, generator=rng(seed)),
+            build_objective(objective, model, mean=x.mean(0), generator=rng(seed)),
             x, targets, epochs=2.0, batch_size=16, generator=rng(seed),
         )  # fmt: skip
         return [step.loss for step in loop], model.state_dict()
@@ -134,14 +146,14 @@ def test_equal_seeds_give_bit_identical_runs(objective):
     assert run(2)[0] != losses
 
 
-@pytest.mark.parametrize("objective", ["erm", "mixup", "mixupe"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_small_network_learns(objective):
     """Fresh draws of three noisy patterns are told apart after a few dozen steps."""
     x, targets = blobs(160)
     model = small_network()
     steps = list(
-        train(build_objective(objective, model, generator=rng(1)), x, targets, epochs=8.0,
-              batch_size=32, generator=rng(2))
+        train(build_objective(objective, model, mean=x.mean(0), generator=rng(1)), x, targets,
+              epochs=8.0, batch_size=32, generator=rng(2))
     )  # fmt: skip
     assert steps[-1].loss < steps[0].loss
     new_x, new_targets = blobs(300, seed=5)
@@ -200,7 +212,7 @@ def test_a_loss_of_nan_takes_no_step():
     [
         ({"samples": 1}, "1 examples in batches of 32"),
         ({"samples": 0}, "0 examples"),
-        ({"batch_size": 1}, "8 examples in batches of 1"),
+        ({"batch_size": 1}, "batch_size is 1: training needs at least 2"),
         ({"epochs": -1.0}, "epochs is -1.0"),
         ({"epochs": math.inf}, "epochs is inf"),
         ({"lr": math.nan}, "lr is nan"),
@@ -219,3 +231,68 @@ def test_train_refuses_unusable_data():
     for inputs, targets in ((bad, x), (x, bad)):
         with pytest.raises(InputError, match="hold NaN or infinity"):
             list(train(Recorder(), inputs, targets, epochs=1.0, generator=rng()))
+
+
+def test_a_run_taken_up_again_is_the_uninterrupted_one():
+    """After any number of steps, mid-epoch or at an epoch's end, weights and losses bit for bit."""
+    x, targets = blobs(50)
+
+    def start(seed=1):
+        torch.manual_seed(0)
+        model = build_model("preact18", num_classes=3, in_channels=1, image_size=8, width=4)
+        model.linear = nn.Sequential(nn.Dropout(0.3), model.linear)
+        torch.manual_seed(seed)
+        objective = build_objective("mixupe-exact", model, mean=x.mean(0), generator=rng(seed))
+        return train(objective, x, targets, epochs=3.0, batch_size=16, generator=rng(seed))
+
+    whole = start()
+    losses = [step.loss for step in whole]
+    assert len(losses) == 12
+    for stop in (0, 1, 3, 4, 6, 11):
+        first = start()
+        before = [step.loss for step in islice(first, stop)]
+        state, weights = first.state_dict(), first.objective.state_dict()
+        again = start(seed=9)  # its own seeds must not matter
+        again.objective.load_state_dict(weights)
+        again.load_state_dict(state)
+        assert before + [step.loss for step in again] == losses
+        for name, tensor in whole.objective.state_dict().items():
+            assert torch.equal(tensor, again.objective.state_dict()[name])
+
+
+def test_steps_schedule_lowers_the_rate_at_milestones_after_a_warm_up_from_its_start():
+    settings = Optimization(
+        epochs=8, lr=0.1, schedule="steps", warmup_epochs=2, warmup_lr=0.001, milestones=(4, 6.5),
+        decay=0.1,
+    )  # fmt: skip
+    rates = [settings.learning_rate(k, 10) for k in range(80)]
+    np.testing.assert_allclose(rates[:20], 0.001 + 0.099 * np.arange(1, 21) / 20)
+    np.testing.assert_allclose(rates[20:40], 0.1)
+    np.testing.assert_allclose(rates[40:65], 0.01)
+    np.testing.assert_allclose(rates[65:], 0.001)
+
+
+def test_adamw_steps_are_pytorchs():
+    x, targets = blobs(40)
+    models = [small_network(), small_network()]
+    settings = {"epochs": 1.0, "batch_size": 40, "lr": 0.01, "weight_decay": 0.1}
+    list(train(ERM(models[0]), x, targets, optimizer="adamw", generator=rng(3), **settings))
+    order = torch.randperm(40, generator=rng(3))
+    objective = ERM(models[1])
+    optimizer = torch.optim.AdamW(models[1].parameters(), 0.01, weight_decay=0.1)
+    objective(x[order], targets[order]).backward()
+    optimizer.step()
+    for mine, theirs in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_augmentation_is_told_examples_and_epoch():
+    seen = []
+
+    def augment(x, samples, epoch):
+        assert torch.equal(x[:, 0].int(), samples.int())
+        seen.append((epoch, len(samples)))
+        return x
+
+    record(10, epochs=2.0, batch_size=4, augment=augment)
+    assert seen == [(0, 4), (0, 4), (0, 2), (1, 4), (1, 4), (1, 2)]

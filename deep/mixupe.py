@@ -1,0 +1,236 @@
+"""MixupE in its published forms, and with the exact term in the place of its approximation.
+
+Zou, Verma et al., "MixupE", UAI 2023. All forms add to the `Mixup` loss of the batch a penalty on
+the CLEAN inputs, taken from a second, separate forward pass (one pass over clean and mixed inputs
+together would change the statistics of batch norm: another algorithm), and rescale:
+
+    total = η̂ (L_mix + η E[a] P),      η̂ = |L_mix| / |L_mix + η E[a] P|, held constant
+
+E[a] is the mean of a = 1 − λ under the relabelled law of Theorem 1,
+α/(α+β)·Beta(α+1, β) + β/(α+β)·Beta(β+1, α), which is α/(2α+1) for α = β. η̂ is a constant in
+differentiation (the authors' published code detaches it, the talk does not say), so the VALUE of
+the loss is always ±L_mix, and only the direction and length of the gradient change. With
+g = ∇h(f) the predicted probabilities, q = (g − y)ᵀ J (x̄' − x), q̂ = (y − g)ᵀ f and n the batch size:
+
+    mixupe-paper        P = 1/n Σ |q̂|                     the talk
+    mixupe-official-v1  P = 1/n Σ_{q < τ} q                g − y detached
+    mixupe-official-v2  P = 1/n Σ |q|                      g − y detached
+    mixupe-official-v3  P = −1/n Σ_{q̂ < τ} q̂              what the published code recommends
+    mixupe-official-v4  P = −1/n Σ q̂                      g − y detached
+    mixupe-exact        P = 1/n Σ |q|                      nothing detached
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deep.mixup import Lam, Mixup
+from deep.processes import mean_over_processes
+from theory.errors import InputError
+from theory.first_order import coupled_abs_q, directional_q, first_order, q_hat
+from theory.losses import Head, probabilities
+from theory.mixing import relabelled_law
+from theory.network import derivative_rules
+
+Statistics = Literal["update", "freeze"]
+
+
+class MixupE(Mixup):
+    """The talk's form, P = 1/n Σ |q̂|.
+
+    Args:
+        model: Maps a batch of inputs to logits.
+        head: Which loss.
+        alpha: α > 0.
+        beta: β > 0; None for β = α.
+        lam: One λ a "batch" or a "sample".
+        eta: Strength η ≥ 0 of the penalty.
+        tau: τ of the forms that leave out what is not below it; they still divide by n.
+        mean: x̄', the mean of the training inputs, for the forms with exact q.
+        clean_statistics: Whether the clean pass, like every pass in train mode, updates the running
+            statistics of batch norm ("update": two updates a step, as in the published code), or
+            only normalises by the batch's and leaves them as they were ("freeze").
+        generator: A CPU generator, used as in `Mixup`: for equal seeds both mix alike.
+
+    Raises:
+        InputError: If a number is out of range, or the mean is missing or of another shape than
+            an input.
+    """
+
+    needs_mean = False
+    mean: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Head = "softmax",
+        alpha: float = 1.0,
+        beta: float | None = None,
+        lam: Lam | str = "batch",
+        *,
+        eta: float = 0.001,
+        tau: float = 1.0,
+        mean: Float[Tensor, "*dims"] | None = None,
+        clean_statistics: Statistics | str = "update",
+        generator: torch.Generator,
+    ):
+        super().__init__(model, head, alpha, beta, lam, generator=generator)
+        if not 0 <= eta < math.inf:
+            raise InputError(f"eta is {eta}: it must be zero or a positive finite number")
+        if math.isnan(tau):
+            raise InputError("tau is NaN: it must be a number (inf leaves nothing out)")
+        if clean_statistics not in ("update", "freeze"):
+            raise InputError(f"unknown clean_statistics {clean_statistics!r}: use update or freeze")
+        if self.needs_mean and mean is None:
+            raise InputError("exact q needs the mean of the training inputs: pass mean")
+        self.eta, self.tau, self.clean_statistics = eta, tau, clean_statistics
+        self.mean_a = relabelled_law(alpha, beta).moment(1)
+        self.register_buffer("mean", mean if self.needs_mean else None, persistent=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch *dims"], targets: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, ""]:
+        """The scalar to minimise, in nats; arguments as for `ERM.forward`."""
+        mixup_loss = super().forward(x, targets)
+        if self.clean_statistics == "update":
+            penalty = self.penalty(x, targets)
+        else:
+            with frozen_statistics(self.model):
+                penalty = self.penalty(x, targets)
+        total = mixup_loss + self.eta * self.mean_a * penalty
+        mixed, whole = mean_over_processes(torch.stack([mixup_loss, total]))
+        # Both vanish at a perfect fit (in round-off): 0/0, and there is nothing to rescale.
+        eta_hat = torch.where(whole == 0, torch.ones_like(whole), (mixed / whole).abs())
+        return eta_hat * total
+
+    def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
+        """P on a clean batch."""
+        return q_hat(self.logits(x), targets, self.head).abs().mean()
+
+    def below(self, values: Tensor) -> Tensor:
+        """The mean of the values below τ over all of the batch, those left out counting as zero."""
+        return torch.where(values < self.tau, values, 0.0).mean()
+
+    def q_of_constant_residual(self, x: Tensor, targets: Tensor) -> Tensor:
+        """q with g − y detached: rows of the gradient of ⟨f, g − y⟩ in x, times x̄' − x.
+
+        Through batch norm with batch statistics the rows are those of a coupled gradient: their sum
+        is the sum of q, but a single one is not its example's directional derivative.
+        """
+        self.check_mean(x)
+        with derivative_rules():
+            x = x.detach().requires_grad_()
+            logits = self.logits(x)
+            residual = (probabilities(logits, self.head) - targets).detach()
+            (c,) = torch.autograd.grad(logits, x, residual, create_graph=True)
+        return (c * (self.mean - x.detach())).flatten(1).sum(1)
+
+    def check_mean(self, x: Tensor) -> None:
+        """Raises InputError if x̄' has another shape than an input."""
+        if self.mean.shape != x.shape[1:]:
+            raise InputError(
+                f"mean has shape {tuple(self.mean.shape)} and one input {tuple(x.shape[1:])}: they "
+                "must be the same"
+            )
+
+
+class OfficialV1(MixupE):
+    """The published code's first variant, P = 1/n Σ_{q < τ} q.
+
+    Unlike the talk: exact q (a second derivative), g − y detached from it, no absolute value, and
+    q ≥ τ left out.
+    """
+
+    needs_mean = True
+
+    def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
+        """P on a clean batch."""
+        return self.below(self.q_of_constant_residual(x, targets))
+
+
+class OfficialV2(MixupE):
+    """The published code's second variant, P = 1/n Σ |q|.
+
+    Unlike the talk: exact q (a second derivative), with g − y detached from it.
+    """
+
+    needs_mean = True
+
+    def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
+        """P on a clean batch."""
+        return self.q_of_constant_residual(x, targets).abs().mean()
+
+
+class OfficialV3(MixupE):
+    """The published code's third variant, which it recommends: P = −1/n Σ_{q̂ < τ} q̂.
+
+    Unlike the talk: no absolute value, the opposite sign (it rewards q̂ below τ for growing), and
+    q̂ ≥ τ left out.
+    """
+
+    def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
+        """P on a clean batch."""
+        return -self.below(q_hat(self.logits(x), targets, self.head))
+
+
+class OfficialV4(MixupE):
+    """The published code's fourth variant, P = −1/n Σ q̂ with g − y detached.
+
+    Unlike the talk: no absolute value, the opposite sign, and the gradient flows through f alone.
+    """
+
+    def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
+        """P on a clean batch."""
+        logits = self.logits(x)
+        residual = (probabilities(logits, self.head) - targets).detach()
+        return (residual * logits).sum(1).mean()
+
+
+class Exact(MixupE):
+    """P = 1/n Σ |q|, what the talk's penalty approximates.
+
+    Where batch norm normalises by the batch, q is the batch's own: the derivative of each loss
+    while all examples move towards x̄' together.
+    """
+
+    needs_mean = True
+
+    def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
+        """P on a clean batch."""
+        self.check_mean(x)
+        if not _coupled(self.model):
+            q = first_order(self.logits, x, targets, self.mean, self.head, create_graph=True).q
+            return q.abs().mean()
+        # The same dropout masks in both passes, and one update of running statistics, not two.
+        devices = [x.device] if x.is_cuda else []
+        with frozen_statistics(self.model), torch.random.fork_rng(devices):
+            signs = directional_q(self.logits, x, targets, self.mean - x, self.head).sign()
+        return coupled_abs_q(self.logits, x, targets, self.mean, signs, self.head) / len(x)
+
+
+def _coupled(model: nn.Module) -> bool:
+    """Whether examples of a batch interact, through batch norm by the batch's statistics."""
+    return any(
+        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        for module in model.modules()
+    )
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keeps train-mode batch norm from updating its running statistics; nothing else changes."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for layer in layers:
+            if layer.training:
+                layer.track_running_stats = False
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -1,0 +1,153 @@
+"""Recipes: every setting that decides the result of a training run, by name or from a file."""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deep.loop import Optimization
+from deep.mixup import Lam, LossForm
+from deep.mixupe import Statistics
+from deep.objective import Objective
+from theory.errors import InputError
+from theory.losses import Head
+
+BUILT_IN = Path(__file__).with_name("recipes.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Optimization):
+    """What is trained, on what, by which objective, and how it is watched."""
+
+    model: str = "preact18"
+    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, or your own: path/to/file.py:factory"""
+    width: int | None = None
+    """Channels of the first stage (PreActResNet, VGG), widening factor (WRN) or hidden units (MLP);
+    the published number if not given"""
+    checkpoint: Path | None = None
+    """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
+    data: str = "digits"
+    """digits (embedded), cifar10, cifar100 or svhn; all are 3 × 32 × 32"""
+    objective: Objective = "mixupe-paper"
+    """What training minimises"""
+    head: Head = "softmax"
+    """softmax: cross-entropy; sigmoid: binary cross-entropy on each logit"""
+    loss: LossForm = "cross-entropy"
+    """erm, mixup, manifold_mixup: cross-entropy, or the published baselines' BCE on softmax"""
+    alpha: float = 1.0
+    """α of Beta(α, β)"""
+    beta: float | None = None
+    """β of Beta(α, β); α if not given"""
+    lam: Lam = "batch"
+    """One λ a batch, or one a sample"""
+    eta: float = 0.001
+    """Strength of MixupE's penalty"""
+    tau: float = 1.0
+    """mixupe-official-v1 and -v3: only q (or q̂) below τ count"""
+    clean_statistics: Statistics = "update"
+    """Whether MixupE's clean pass updates batch norm's running statistics (the published code
+    does) or leaves them"""
+    crop_padding: int = 0
+    """Random crops after padding by so many black pixels; 0 for none"""
+    flip: bool = False
+    """Random mirror images"""
+    validation: int = 0
+    """Training examples held out for validation, classes in proportion, the same for every seed"""
+    seed: int = 0
+    """Of initial weights, order of examples, mixing and augmentation"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: automatic mixed precision; weights stay float32"""
+    channels_last: bool = False
+    """Memory format of weights and images"""
+    compile: bool = False
+    """Compile the network with torch.compile"""
+    deterministic: bool = True
+    """Ask PyTorch for deterministic algorithms, so that a resumed run is the uninterrupted one"""
+    log_samples: int = 2000
+    """Training examples on which the clean training loss is measured each epoch"""
+    check_every: float = 0.0
+    """Epochs between checks of q̂ ≈ q on a fixed probe set; 0 for none"""
+    check_samples: int = 256
+    """Training examples in the probe set, drawn once, classes in proportion"""
+    check_gradients: bool = True
+    """Compare the parameter gradients of |q| and |q̂| in each check (most of its time)"""
+
+    def check(self) -> None:
+        """Raises InputError if a number is out of range."""
+        super().check()
+        least = {
+            "crop_padding": 0, "validation": 0, "log_samples": 1, "check_samples": 1, "seed": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least {bound}")
+        if not 0 <= self.check_every < float("inf"):
+            raise InputError(f"check_every is {self.check_every}: it must be 0 or positive")
+
+
+def recipe_settings(name: str) -> dict[str, Any]:
+    """Settings of a built-in recipe or of a TOML file, those of its `base` included.
+
+    Args:
+        name: A name in recipes.toml, or the path of a TOML file whose top level holds the settings;
+            its `base` may be a built-in name.
+
+    Returns:
+        Flags' names with underscores -> values, unchecked but for the names.
+
+    Raises:
+        InputError: Unknown name or key, a file that cannot be read or is no TOML, circular bases.
+    """
+    built_in = _read(BUILT_IN)
+    if name.endswith(".toml"):
+        settings = _read(Path(name))
+    elif name in built_in:
+        settings = dict(built_in[name])
+    else:
+        close = difflib.get_close_matches(name, built_in, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(
+            f"unknown recipe {name!r}: {hint}choose one of {', '.join(built_in)}, or name a .toml "
+            "file"
+        )
+    seen = [name]
+    while "base" in settings:
+        base = settings.pop("base")
+        if base in seen or base not in built_in:
+            fault = "leads back to itself" if base in seen else "is no built-in recipe"
+            raise InputError(f"recipe {name}: base {base!r} {fault}")
+        seen.append(base)
+        settings = {**built_in[base], **settings}
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise InputError(f"recipe {name} has an unknown key {key!r}{hint}: see --help")
+    return settings
+
+
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """The settings as a user would type them, so that the command line's parser checks them."""
+    flags: list[str] = []
+    for key, value in settings.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            flags += [f"--{flag}", *map(str, value)]
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} is no TOML ({error}): mend it") from error

@@ -1,0 +1,143 @@
+"""Checkpoints of a run: a folder each, whole or not there, the newest usable one found again."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deep.checkpoint import load_weights, save_weights
+from theory.errors import InputError
+
+WEIGHTS, STATE = "weights.safetensors", "state.pt"
+
+
+class Checkpoints:
+    """The checkpoints of one run, `<folder>/<step>/` with the weights and everything else.
+
+    Args:
+        folder: Made when the first one is saved.
+        keep: How many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, step: int, model: nn.Module, state: dict[str, Any]) -> None:
+        """Writes one checkpoint and drops those beyond `keep`.
+
+        Under another name first: a process that is killed while writing leaves the older ones and
+        no half of this one.
+
+        Args:
+            step: Optimiser steps done; names the checkpoint.
+            model: Its parameters and buffers go to a safetensors file.
+            state: Tensors, numbers, strings, and lists and dicts of them.
+
+        Raises:
+            InputError: If it cannot be written (a full disk, say). The older ones stay.
+        """
+        partial = self.folder / f".{step}"
+        target = self.folder / str(step)
+        try:
+            for left in self.folder.glob(".*"):  # of a process that was killed while writing
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_weights(model, partial / WEIGHTS)
+            sums = {"sha256": hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()}
+            buffer = io.BytesIO()  # so that a full disk is an OSError
+            torch.save({**state, **sums}, buffer)
+            (partial / STATE).write_bytes(buffer.getbuffer())
+            for path in (partial / WEIGHTS, partial / STATE, partial):
+                _to_disk(path)
+            if target.exists():  # a damaged one that a resumed run fell back from
+                shutil.rmtree(target)
+            partial.rename(target)
+        except (OSError, InputError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            older = self.steps()
+            kept = f"the one of step {older[-1]} is kept" if older else "there is none yet"
+            raise InputError(
+                f"cannot write the checkpoint of step {step} to {self.folder} ({reason}; {kept}): "
+                "free space there and resume"
+            ) from error
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def load(self, model: nn.Module, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """Loads the newest usable checkpoint's weights into the model and returns its state.
+
+        Args:
+            model: Receives the weights.
+            warn: Called with one line for each damaged checkpoint that is passed over.
+
+        Returns:
+            The state as given to `save`, or None if there is no checkpoint.
+
+        Raises:
+            InputError: If there are checkpoints and none can be used.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            path = self.folder / str(step)
+            try:
+                state = _read_state(path)
+                load_weights(model, path / WEIGHTS)
+            except InputError as error:
+                warn(f"checkpoint of step {step} is passed over: {error}")
+                continue
+            return state
+        if steps:
+            raise InputError(
+                f"none of the {len(steps)} checkpoints in {self.folder} can be used: start anew in "
+                "another folder"
+            )
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def remove(self) -> None:
+        """Removes them all, once the run has its result."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The state of one checkpoint, once its weights are known to be what was saved with it."""
+    damaged = f"{path} is truncated or damaged"
+    try:
+        weights = (path / WEIGHTS).read_bytes()
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path / STATE} holds more than tensors and numbers") from error
+    except Exception as error:
+        # A damaged file can break the parser anywhere, and it promises no type of exception.
+        raise InputError(damaged) from error
+    if not isinstance(state, dict) or "sha256" not in state:
+        raise InputError(damaged)
+    if state.pop("sha256") != hashlib.sha256(weights).hexdigest():
+        raise InputError(damaged)
+    return state
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until the disk has a file's or a folder's content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)
