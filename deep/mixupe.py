@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deep.mixup import Lam, Mixup
 from deep.processes import mean_over_processes
 from theory.errors import InputError
-from theory.first_order import coupled_abs_q, directional_q, first_order, q_hat
+from theory.first_order import coupled_abs_q, first_order, q_hat
 from theory.losses import Head, probabilities
 from theory.mixing import relabelled_law
 from theory.network import derivative_rules
@@ -207,11 +207,7 @@ class Exact(MixupE):
         if not _coupled(self.model):
             q = first_order(self.logits, x, targets, self.mean, self.head, create_graph=True).q
             return q.abs().mean()
-        # The same dropout masks in both passes, and one update of running statistics, not two.
-        devices = [x.device] if x.is_cuda else []
-        with frozen_statistics(self.model), torch.random.fork_rng(devices):
-            signs = directional_q(self.logits, x, targets, self.mean - x, self.head).sign()
-        return coupled_abs_q(self.logits, x, targets, self.mean, signs, self.head) / len(x)
+        return coupled_abs_q(self.logits, x, targets, self.mean, head=self.head) / len(x)
 
 
 def _coupled(model: nn.Module) -> bool:
