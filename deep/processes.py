@@ -6,7 +6,7 @@ Without `torch.distributed` there is one process, and everything here is the ide
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist

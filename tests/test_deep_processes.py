@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.multiprocessing import start_processes
+from two_processes import STEPS, one_of_two, train_all
 
 from deep.processes import (
     choose_device,
@@ -13,7 +14,6 @@ from deep.processes import (
     world_size,
 )
 from theory.errors import InputError
-from two_processes import STEPS, one_of_two, train_all
 
 
 @pytest.fixture(scope="module")
