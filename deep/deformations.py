@@ -168,7 +168,7 @@ def warp(
         maps: M of each, on (row, column) in pixels.
         fill: Value outside the image, one a channel.
     """
-    batch, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     size = torch.tensor([height, width], device=x.device)
     centre = (size.double() - 1) / 2
     grid = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (height, width)))
