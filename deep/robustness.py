@@ -164,7 +164,7 @@ def labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
         for r in recipes
     ]
     keys = dict.fromkeys(key for r in plain for key in r if key != "objective")
-    varied = [k for k in keys if len({json.dumps(r.get(k), default=str) for r in plain}) > 1]
+    varied = [k for k in keys if len({json.dumps(r.get(k)) for r in plain}) > 1]
     return [
         ", ".join([str(r["objective"]), *(f"{k} {r.get(k)}" for k in varied)]) for r in plain
     ]  # fmt: skip
@@ -278,8 +278,10 @@ def table(record: Mapping[str, Any]) -> str:
     rows = [name for name in groups[0]["measures"] if "=" not in name]
     parts = []
     for number, title, scale, digits in (
-        ("accuracy", "accuracy [%]", 100, 2), ("nll", "NLL [nats]", 1, 3), ("ece", "ECE [%]", 100, 2),
-    ):  # fmt: skip
+        ("accuracy", "accuracy [%]", 100, 2),
+        ("nll", "NLL [nats]", 1, 3),
+        ("ece", "ECE [%]", 100, 2),
+    ):
         columns = [f"talk: {name}" for name in published["columns"]] if number == "accuracy" else []
         lines = [[title, *(f"{g['label']} ({len(g['seeds'])})" for g in groups), *columns]]
         for name in rows:
