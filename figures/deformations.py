@@ -85,7 +85,7 @@ def draw_curve(ax: Axes, record: Mapping[str, Any], kind: str) -> None:
         mean, bar = _percent(group, names)
         ax.plot(amounts, mean, "o-", ms=3, color=color)
         ax.fill_between(amounts, mean - bar, mean + bar, color=color, alpha=0.2, lw=0)
-    ax.set(xlabel=_CURVES[kind], ylabel="test accuracy   [%]")
+    ax.set_xlabel(_CURVES[kind])
     ax.set_ylim(bottom=0)
 
 
@@ -94,12 +94,12 @@ def plot(record: Mapping[str, Any]) -> Figure:
     curves = any("=" in name for name in record["groups"][0]["measures"])
     with style():
         figure = Figure(figsize=(10.5, 6.6 if curves else 3.6))
-        axes = figure.subplot_mosaic(
-            [["sets"] * 3, list(_CURVES)] if curves else [["sets"]]  # type: ignore[arg-type]
-        )
+        axes = figure.subplot_mosaic([["sets"] * 3, list(_CURVES)] if curves else [["sets"]])
         draw_accuracies(axes["sets"], record)
         for kind in _CURVES if curves else ():
             draw_curve(axes[kind], record, kind)
+        if curves:
+            axes["rotation"].set_ylabel("test accuracy   [%]")
         single = any(len(group["seeds"]) == 1 for group in record["groups"])
         bars = "± sd over seeds" + (", of a single run 95 % over test images" if single else "")
         figure.suptitle(
