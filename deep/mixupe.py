@@ -124,7 +124,7 @@ class MixupE(Mixup):
         is the sum of q, but a single one is not its example's directional derivative.
         """
         self.check_mean(x)
-        with derivative_rules():
+        with derivative_rules(), torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self.logits(x)
             residual = (probabilities(logits, self.head) - targets).detach()
