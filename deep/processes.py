@@ -4,9 +4,9 @@ Without `torch.distributed` there is one process, and everything here is the ide
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from theory.errors import InputError
+
+Result = TypeVar("Result")
 
 
 def world_size() -> int:
@@ -63,6 +65,25 @@ def mean_over_processes(value: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]
     total = value.clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def wait_for_first(work: Callable[[], Result]) -> Result:
+    """What a piece of work gives that the first process alone does, on all processes.
+
+    Raises:
+        InputError: On all of them, if the first one's work raises it.
+    """
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = work()
+        except InputError as error:
+            outcome[1] = str(error)
+    if world_size() > 1:
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise InputError(outcome[1])
+    return outcome[0]
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,54 +3,47 @@
 `python -m deep.train --recipe quick-digits --objective mixup` needs nothing else. Several
 processes: `torchrun --nproc-per-node 2 -m deep.train …`, by gloo on CPUs and NCCL on GPUs.
 
-A run's folder holds recipe.json (every setting), log.jsonl (a line an epoch), checks.jsonl (a line
-a check of q̂ ≈ q), weights.safetensors and result.json. With --resume a run that was stopped in any
-way goes on from its last checkpoint, and the two logs and the final weights are bit for bit those
-of the uninterrupted run (same machine, same numbers of threads and processes).
+With --resume a run that was stopped in any way goes on from its last checkpoint, and its logs and
+final weights are bit for bit those of the uninterrupted run (same machine, same numbers of threads
+and processes). `deep.run_folder` lists what a run writes.
 """
 
 import argparse
-import json
 import math
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from deep.augment import crop_and_flip
 from deep.checkpoint import load_weights, save_weights
 from deep.data.images import ImageData, in_proportion, load_images
 from deep.evaluate import evaluate
-from deep.loop import Step, Training
+from deep.loop import Augment, Step, Training
 from deep.models import resolve_model
 from deep.objective import build_objective
-from deep.processes import choose_device, processes, rank, world_size
+from deep.processes import choose_device, processes, rank, wait_for_first, world_size
 from deep.recipes import Recipe, as_flags, recipe_settings
 from deep.resume import Checkpoints
+from deep.run_folder import CHECKS, LOG, RESULT, WEIGHTS, Log, begin, best, read_lines, read_object
 from theory.command import parse_flags, run_command
 from theory.errors import InputError
 from theory.losses import as_targets
 from theory.network import count_logits
 from theory.probe import measure_probe
-from theory.record import check_writable, command_line, environment, json_line, write_json
+from theory.record import command_line, environment, write_json
 
 PROG = "python -m deep.train"
-RECIPE, LOG, CHECKS, RESULT, WEIGHTS = (
-    "recipe.json", "log.jsonl", "checks.jsonl", "result.json", "weights.safetensors",
-)  # fmt: skip
-# What a resumed run cannot change even with --force: the saved state would not fit.
-_FIXED = ("model", "width", "data", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +71,31 @@ class Config(Recipe):
     debug: bool = False
     """Show the traceback of an error"""
 
+    @property
+    def folder(self) -> Path:
+        """Where the run goes: `out`, or a name made of what distinguishes runs."""
+        name = f"{Path(self.model).stem}-{self.data}-{self.objective}-seed{self.seed}"
+        return self.out or Path("runs") / "train" / name
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, as recipe.json holds it."""
+        values = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        values = {"recipe": self.recipe, **values, "data_dir": self.data_dir}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def check(self) -> None:
+        """Raises InputError if a number is out of range."""
+        super().check()
+        if self.epochs == 0:
+            raise InputError("epochs is 0: there is nothing to train")
+        least = {"checkpoint_minutes": 0, "checkpoint_steps": 1, "keep": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not bound <= value < math.inf:
+                raise InputError(f"{name} is {value}: it must be at least {bound} and finite")
+        if self.force and not self.resume:
+            raise InputError("--force is for --resume: add it, or leave --force out")
+
 
 class Stopped(Exception):
     """A signal ended the run after a checkpoint.
@@ -91,220 +109,94 @@ class Stopped(Exception):
         self.code = code
 
 
-def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Runs, or goes on with, the training that a configuration asks for.
 
     Args:
-        config: The flags.
+        config: The flags; the run's files go to `config.folder`.
         on_epoch: Called with each new line of the log.
-
-    Returns:
-        The run's folder, with result.json in it.
 
     Raises:
         InputError: If a flag, file, network or data set cannot be used, the loss becomes NaN or
             infinite, or a file cannot be written. Checkpoints stay as they are.
         Stopped: On SIGTERM or SIGINT, after a checkpoint.
     """
-    _check(config)
-    folder = run_folder(config)
-    if _begun(config, folder):
-        return folder
-    device = choose_device(config.device)
+    config.check()
+    first = rank() == 0
+    if wait_for_first(
+        lambda: begin(config.folder, config.settings(), resume=config.resume, force=config.force)
+    ):
+        return
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     torch.manual_seed(config.seed)
     data = load_images(config.data, config.data_dir)
-    held_out, kept = in_proportion(data.y_train, config.validation, seed=0)
-    x, labels = data.x_train[kept], data.y_train[kept]
-    model = _network(config, data, device)
-    mean = x.mean(0).to(device)
-    targets = as_targets(labels, count_logits(model, x[:2].to(device)), config.head)
-    objective = build_objective(
-        config.objective, model, head=config.head, alpha=config.alpha, beta=config.beta,
-        eta=config.eta, tau=config.tau, lam=config.lam, clean_statistics=config.clean_statistics,
-        loss=config.loss, mean=mean,
-        generator=torch.Generator().manual_seed(config.seed),
-    )  # fmt: skip
-    black = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
-    augmented = config.crop_padding > 0 or config.flip
-    training = Training(
-        objective, x, targets, config, generator=torch.Generator().manual_seed(config.seed),
-        augment=partial(
-            crop_and_flip, seed=config.seed, padding=config.crop_padding, flip=config.flip,
-            fill=black,
-        ) if augmented else None,
-        autocast=config.precision == "bfloat16",
-    )  # fmt: skip
-    evaluated = {
-        "train": (x[: config.log_samples], labels[: config.log_samples]),
-        "validation": (data.x_train[held_out], data.y_train[held_out]),
-        "test": (data.x_test, data.y_test),
-    }
-    probed, _ = in_proportion(labels, config.check_samples, config.seed)
-    probe = x[probed].to(device), targets[probed].to(device)
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep)
-    so_far = _Sums()
+    model, training, watch = prepare(config, data)
+    checkpoints = Checkpoints(config.folder / "checkpoints", config.keep)
     if config.resume:
-        state = checkpoints.load(model, warn=lambda line: print(line, file=sys.stderr))
+        state = checkpoints.load(model, warn=_warn if first else lambda _: None)
         if state is not None:
             training.load_state_dict(state["training"])
-            so_far = _Sums(**state["sums"])
-    if rank() > 0:
-        config = replace(config, check_every=0.0)
-    _truncate(folder / LOG, so_far.log_bytes)
-    _truncate(folder / CHECKS, so_far.checks_bytes)
-
-    def check(lr: float) -> None:
-        where = {"epoch": round(training.epoch, 6), "step": training.index, "lr": lr}
-        measured = measure_probe(
-            model, *probe, mean, head=config.head, gradients=config.check_gradients,
-            seed=config.seed,
-        )  # fmt: skip
-        so_far.checks_bytes = _append(folder / CHECKS, {**where, **measured})
-
-    def log(step: Step) -> None:
-        if rank() > 0:
-            return
-        line: dict[str, Any] = {
-            "epoch": round(step.epoch, 6), "step": step.index + 1, "lr": step.lr,
-            "loss": so_far.loss / so_far.steps, "mixed_accuracy": so_far.accuracy / so_far.steps,
-        }  # fmt: skip
-        for name, (inputs, truth) in evaluated.items():
-            found = evaluate(model, inputs, truth, head=config.head) if len(truth) else None
-            line[f"{name}_loss"] = None if found is None else found.loss
-            line[f"{name}_error"] = None if found is None else found.error
-        so_far.log_bytes = _append(folder / LOG, line)
-        if on_epoch:
-            on_epoch(line)
-
-    saved = time.monotonic()  # where both clocks, of checkpoints and of the run, started last
+            watch.load_state_dict(state["watch"])
+    if first:
+        watch.open()
 
     def save() -> None:
-        nonlocal saved
-        now = time.monotonic()
-        so_far.seconds, saved = so_far.seconds + now - saved, now
-        if rank() == 0:
-            state = {"training": training.state_dict(), "sums": asdict(so_far)}
+        if first:
+            state = {"training": training.state_dict(), "watch": watch.state_dict()}
             checkpoints.save(training.index, model, state)
 
+    saved = time.monotonic()
     with _signals(training) as received, _bar(config, training) as bar:
-        if training.index == 0 and config.check_every > 0:
-            check(config.learning_rate(0, training.steps_per_epoch))
+        if first and training.index == 0 and config.check_every > 0:
+            watch.check(config.learning_rate(0, training.steps_per_epoch))
         for step in training:
-            so_far.add(step)
+            watch.add(step)
             last = step.index + 1 == step.total
-            if config.check_every > 0 and (last or _passed(step, training, config.check_every)):
-                check(step.lr)
-            if last or (step.index + 1) % training.steps_per_epoch == 0:
-                log(step)
-                so_far.restart()
+            if first and (last or _completes(step, training, config.check_every)):
+                watch.check(step.lr)
+            if last or _completes(step, training, 1.0):
+                line = watch.log(step) if first else {}
+                watch.restart()
+                if first and on_epoch:
+                    on_epoch(line)
             if step.stopping and not last:
                 save()
                 raise Stopped(128 + (received[0] if received else signal.SIGTERM))
             if not last and _is_due(config, step, time.monotonic() - saved):
                 save()
+                saved = time.monotonic()
             bar.update(config.batch_size)
-    so_far.seconds += time.monotonic() - saved
-    if rank() == 0:
-        save_weights(model, folder / WEIGHTS)
-        write_json(folder / RESULT, _result(config, folder, data, training, so_far))
+    if first:
+        save_weights(model, config.folder / WEIGHTS)
+        write_json(config.folder / RESULT, _result(config, data, training, watch))
         checkpoints.remove()
-    return folder
 
 
-@dataclass
-class _Sums:
-    """What of a run's output a checkpoint must know: sums of the begun epoch, lengths of files."""
-
-    loss: float = 0.0
-    accuracy: float = 0.0
-    steps: int = 0
-    log_bytes: int = 0
-    checks_bytes: int = 0
-    seconds: float = 0.0
-
-    def add(self, step: Step) -> None:
-        self.loss += step.loss
-        self.accuracy += step.accuracy
-        self.steps += 1
-
-    def restart(self) -> None:
-        self.loss = self.accuracy = 0.0
-        self.steps = 0
-
-
-def _check(config: Config) -> None:
-    config.check()
-    if config.epochs == 0:
-        raise InputError("epochs is 0: there is nothing to train")
-    least = {"checkpoint_minutes": 0, "checkpoint_steps": 1, "keep": 1}
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and not bound <= value < math.inf:
-            raise InputError(f"{name} is {value}: it must be at least {bound} and finite")
-    if config.force and not config.resume:
-        raise InputError("--force is for --resume: add it, or leave --force out")
-
-
-def run_folder(config: Config) -> Path:
-    """Where the run goes: `--out`, or a name made of what distinguishes runs."""
-    if config.out is not None:
-        return config.out
-    name = f"{Path(config.model).stem}-{config.data}-{config.objective}-seed{config.seed}"
-    return Path("runs") / "train" / name
-
-
-def resolved(config: Config) -> dict[str, Any]:
-    """The recipe with every override, as recipe.json holds it."""
-    settings = {field.name: getattr(config, field.name) for field in fields(Recipe)}
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
-    return {"recipe": config.recipe, **settings, "data_dir": str(config.data_dir or "") or None}
-
-
-def _begun(config: Config, folder: Path) -> bool:
-    """Prepares the folder; whether the run in it has already ended.
-
-    Raises:
-        InputError: If the folder holds a run and --resume was not given, or another run.
-    """
-    path, settings = folder / RECIPE, json.loads(json.dumps(resolved(config)))
-    if not path.exists():
-        check_writable(folder)
-        if rank() == 0:
-            write_json(path, settings)
-        return False
-    if not config.resume:
-        raise InputError(f"{folder} holds a run: add --resume to go on, or name another --out")
-    old = _read_json(path)
-    ignored = {"recipe", "data_dir"}  # names, not settings
-    changed = {
-        key: f"{key} was {old.get(key)}, is {value}"
-        for key, value in settings.items()
-        if key not in ignored and old.get(key) != value
+def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, "_Watch"]:
+    """The network and its objective, ready to train, and what watches them."""
+    device = choose_device(config.device)
+    held_out, kept = in_proportion(data.y_train, config.validation, seed=0)
+    x, labels = data.x_train[kept], data.y_train[kept]
+    mean = x.mean(0).to(device)
+    model = _network(config, data, device)
+    targets = as_targets(labels, count_logits(model, x[:2].to(device)), config.head)
+    objective = build_objective(
+        config.objective, model, head=config.head, alpha=config.alpha, beta=config.beta,
+        eta=config.eta, tau=config.tau, lam=config.lam, clean_statistics=config.clean_statistics,
+        loss=config.loss, mean=mean, generator=torch.Generator().manual_seed(config.seed),
+    )  # fmt: skip
+    training = Training(
+        objective, x, targets, config, generator=torch.Generator().manual_seed(config.seed),
+        augment=_augment(config, data, device), autocast=config.precision == "bfloat16",
+    )  # fmt: skip
+    probe, _ = in_proportion(labels, min(config.check_samples, len(x)), config.seed)
+    parts = {
+        "train": (x[: config.log_samples], labels[: config.log_samples]),
+        "validation": (data.x_train[held_out], data.y_train[held_out]),
+        "test": (data.x_test, data.y_test),
     }
-    fixed = [text for key, text in changed.items() if key in _FIXED]
-    if fixed:
-        raise InputError(f"the run in {folder} cannot go on ({'; '.join(fixed)}): start another")
-    if changed and (folder / RESULT).exists():
-        raise InputError(f"the run in {folder} has ended: name another --out for new settings")
-    if changed and not config.force:
-        raise InputError(
-            f"the settings of the run in {folder} have changed ({'; '.join(changed.values())}): "
-            "restore them, or add --force to go on with the new ones"
-        )
-    if changed and rank() == 0:
-        write_json(path, settings)
-    return (folder / RESULT).exists()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): start another run") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no settings: start another run")
-    return content
+    on_probe = x[probe].to(device), targets[probe].to(device)
+    return model, training, _Watch(config, model, training, parts, on_probe, mean)
 
 
 def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module:
@@ -324,39 +216,110 @@ def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module
     return model
 
 
-def _append(path: Path, line: dict[str, Any]) -> int:
-    """Adds a line to a log, at once readable by others; the log's new length in bytes.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json_line(line))
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror}): free space there and resume"
-        ) from error
+def _augment(config: Config, data: ImageData, device: torch.device) -> Augment | None:
+    if config.crop_padding == 0 and not config.flip:
+        return None
+    black = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
+    return partial(
+        crop_and_flip, seed=config.seed, padding=config.crop_padding, flip=config.flip, fill=black
+    )
 
 
-def _truncate(path: Path, size: int) -> None:
-    """Cuts a log back to where the checkpoint knew it, so that nothing stands in it twice."""
-    if rank() > 0:
-        return
-    try:
-        with path.open("ab") as file:
-            if file.tell() < size:
-                raise InputError(f"{path} has lost lines since the checkpoint: start another run")
-            file.truncate(size)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+class _Watch:
+    """What is measured while a run trains, and the logs that it goes to."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        training: Training,
+        parts: dict[str, tuple[Tensor, Tensor]],
+        probe: tuple[Tensor, Tensor],
+        mean: Tensor,
+    ) -> None:
+        self._config, self._model, self._training, self._mean = config, model, training, mean
+        self._parts, self._probe = parts, probe
+        self._log, self._checks = Log(config.folder / LOG), Log(config.folder / CHECKS)
+        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0}
+        self._sizes = (0, 0)
+        self._before, self._since = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken in all its pieces; what a kill made vain is left out."""
+        return self._before + time.monotonic() - self._since
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must know: the begun epoch's sums, the logs' lengths, the time."""
+        sizes = [self._log.size, self._checks.size]
+        return {"sums": dict(self._sums), "sizes": sizes, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self._sums, self._sizes = state["sums"], state["sizes"]
+        self._before = state["seconds"]
+
+    def open(self) -> None:
+        """Cuts the logs back to what the checkpoint knew, so that nothing stands there twice."""
+        for log, size in zip((self._log, self._checks), self._sizes, strict=True):
+            log.cut(size)
+
+    def add(self, step: Step) -> None:
+        """Counts a step into its epoch's means."""
+        self._sums["loss"] += step.loss
+        self._sums["accuracy"] += step.accuracy
+        self._sums["steps"] += 1
+
+    def restart(self) -> None:
+        """Begins an epoch."""
+        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0}
+
+    def check(self, lr: float) -> None:
+        """Measures q̂ against q on the probe."""
+        training, config = self._training, self._config
+        found = measure_probe(
+            self._model, *self._probe, self._mean, head=config.head,
+            gradients=config.check_gradients, seed=config.seed,
+        )  # fmt: skip
+        where = {"epoch": round(training.epoch, 6), "step": training.index, "lr": lr}
+        self._checks.append({**where, **found})
+
+    def seconds_aside(self, step: Step) -> float:
+        """Seconds an epoch that logging and checking take, measured; what they wrote is dropped."""
+        self._config.folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        self.log(step)
+        logged = time.monotonic()
+        every = self._config.check_every
+        if every > 0:
+            self.check(step.lr)
+        checked = (time.monotonic() - logged) / every if every > 0 else 0.0
+        for log in (self._log, self._checks):
+            log.cut(0)
+        return logged - start + checked
+
+    def log(self, step: Step) -> dict[str, Any]:
+        """Evaluates the network on clean data; the log's new line."""
+        line: dict[str, Any] = {
+            "epoch": round(step.epoch, 6),
+            "step": step.index + 1,
+            "lr": step.lr,
+            "loss": self._sums["loss"] / self._sums["steps"],
+            "mixed_accuracy": self._sums["accuracy"] / self._sums["steps"],
+        }
+        head = self._config.head
+        for name, (x, labels) in self._parts.items():
+            found = evaluate(self._model, x, labels, head=head) if len(labels) else None
+            line[f"{name}_loss"] = None if found is None else found.loss
+            line[f"{name}_error"] = None if found is None else found.error
+        self._log.append(line)
+        return line
 
 
-def _passed(step: Step, training: Training, every: float) -> bool:
+def _completes(step: Step, training: Training, every: float) -> bool:
     """Whether the step completed another `every` epochs."""
+    if every == 0:
+        return False
     before, after = (
         math.floor((step.index + k) / training.steps_per_epoch / every + 1e-9) for k in (0, 1)
     )
@@ -396,7 +359,7 @@ def _signals(training: Training) -> Iterator[list[int]]:
 
 @contextmanager
 def _bar(config: Config, training: Training) -> Iterator[tqdm]:
-    """A bar over the optimiser steps with throughput and time left, silent without a terminal."""
+    """A bar over the examples with throughput and time left, silent without a terminal."""
     with tqdm(
         total=training.total * config.batch_size, initial=training.index * config.batch_size,
         disable=True if rank() > 0 else None, unit="example", unit_scale=True, smoothing=0.05,
@@ -407,51 +370,44 @@ def _bar(config: Config, training: Training) -> Iterator[tqdm]:
         yield bar
 
 
-def _result(
-    config: Config,
-    folder: Path,
-    data: ImageData,
-    training: Training,
-    so_far: _Sums,
-) -> dict[str, Any]:
-    """The content of result.json."""
-    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-
-    def best(part: str) -> dict[str, Any] | None:
-        known = [line for line in lines if line[f"{part}_error"] is not None]
-        return min(known, key=lambda line: line[f"{part}_error"], default=None)
-
+def _result(config: Config, data: ImageData, training: Training, watch: _Watch) -> dict[str, Any]:
+    lines = read_lines(config.folder / LOG)
     return {
         "command": command_line("deep.train"),
-        "recipe": resolved(config),
+        "recipe": config.settings(),
         "last": lines[-1],
-        "best_on_validation": best("validation"),
+        "best_on_validation": best(lines, "validation"),
         # Chosen by the very numbers that it reports: what selection could give at best, no result.
-        "best_on_test": best("test"),
+        "best_on_test": best(lines, "test"),
         "parameters": sum(p.numel() for p in training.objective.parameters()),
         "source": data.source,
-        "examples": {"train": len(training.x), "validation": config.validation,
-                     "test": len(data.x_test)},
+        "examples": {
+            "train": len(training.x), "validation": config.validation, "test": len(data.x_test),
+        },
         "device": str(training.device),
         "threads": torch.get_num_threads(),
         "processes": world_size(),
-        "seconds": round(so_far.seconds, 1),
-        "steps_per_second": training.total / so_far.seconds,
+        "seconds": round(watch.seconds, 1),
+        "steps_per_second": training.total / watch.seconds,
         "environment": environment(),
     }  # fmt: skip
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def run(config: Config) -> int:
     """Trains, prints and saves; the exit code."""
     with processes(choose_device(config.device)):
         try:
-            folder = train(config, on_epoch=_print_epoch)
+            train(config, on_epoch=_print_epoch)
         except Stopped as stopped:
             if rank() == 0:
-                print(f"stopped: go on with --resume --out {run_folder(config)}", file=sys.stderr)
+                _warn(f"stopped: go on with the same command and --resume ({config.folder})")
             return stopped.code
         if rank() == 0:
-            print(summary(folder))
+            print(summary(config.folder))
     return 0
 
 
@@ -466,8 +422,8 @@ def _print_epoch(line: dict[str, Any]) -> None:
 
 
 def summary(folder: Path) -> str:
-    """What result.json says, in a few lines."""
-    result = _read_json(folder / RESULT)
+    """What the result of a run says, in a few lines."""
+    result = read_object(folder / RESULT)
     rows = {
         "last epoch": "last",
         "best on validation": "best_on_validation",
@@ -490,11 +446,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _from_recipe(argv: Sequence[str]) -> Config | None:
     """The configuration that the named recipe gives, for the other flags to override."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe", nargs="?")
     name = finder.parse_known_args(argv)[0].recipe
     if name is None:
         return None
+    return config_of_recipe(name)
+
+
+def config_of_recipe(name: str) -> Config:
+    """The flags that a recipe sets, the others at their defaults.
+
+    Raises:
+        InputError: As `deep.recipes.recipe_settings`, or if a value does not fit its flag.
+    """
     flags = as_flags(recipe_settings(name))
     try:
         return parse_flags(Config, ["--recipe", name, *flags], prog=PROG)

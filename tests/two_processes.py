@@ -1,125 +1,117 @@
-"""Trains small networks by every objective, in one process or in several, for the tests.
+"""What one process, or each of several, does in tests/test_deep_processes.py."""
 
-`python tests/two_processes.py FILE` under the variables that `torchrun` sets writes what a process
-found to FILE, with its rank in the name.
-"""
-
-import copy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from deep.loop import Optimization, Training
-from deep.models import build_model
 from deep.objective import OBJECTIVES, build_objective
-from deep.processes import gather, mean_over_processes, processes, rank, world_size
+from deep.processes import gather, mean_over_processes, rank, wait_for_first, world_size
+from theory.errors import InputError
 
-BATCH, CLASSES = 12, 4
-SHAPE = (3, 8, 8)
+SAMPLES, BATCH, STEPS = 80, 16, 20
+
+# Every objective with one λ a batch and one a sample, and the baselines by binary cross-entropy.
+CASES = [
+    *((name, {"lam": lam}) for name in OBJECTIVES for lam in ("batch", "sample")),
+    *((name, {"loss": "bce-softmax"}) for name in ("erm", "mixup", "manifold_mixup")),
+]
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that normalises by its running statistics, also in train mode."""
+class FrozenNorm(nn.BatchNorm1d):
+    """Batch norm that normalises by its running statistics in training, too."""
 
-    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+    def train(self, mode: bool = True) -> "FrozenNorm":
         return super().train(False)
 
 
-def without_norm() -> nn.Module:
-    """A smooth network with two stages to mix after."""
-    model = nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.Tanh()),
-        nn.Sequential(nn.Conv2d(6, 5, 3), nn.Softplus()),
-        nn.Flatten(),
-        nn.Linear(5, CLASSES),
-    )
-    model.mixing_layers = [model[0], model[1]]
-    return model
+class StagedNet(nn.Module):
+    """Linear layers in two stages; normalised by frozen statistics, or not at all."""
+
+    def __init__(self, normed: bool):
+        super().__init__()
+        self.stages = nn.Sequential()
+        for features in (5, 8):
+            layers = nn.Sequential(nn.Linear(features, 8), nn.ReLU())
+            if normed:
+                norm = FrozenNorm(8)
+                nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+                nn.init.uniform_(norm.running_var, 0.5, 2.0)
+                layers.insert(1, norm)
+            self.stages.append(layers)
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.stages(x))
 
 
-def with_frozen_norm() -> nn.Module:
-    """A residual network whose batch norms keep statistics that are not the fresh ones."""
-    model = build_model("preact18", in_channels=3, image_size=8, num_classes=CLASSES, width=2)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                frozen = FrozenBatchNorm2d(child.num_features)
-                nn.init.uniform_(frozen.running_mean, -0.3, 0.3)
-                nn.init.uniform_(frozen.running_var, 0.5, 2.0)
-                setattr(module, name, frozen)
-    return model
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "without norm": without_norm,
-    "frozen norm": with_frozen_norm,
-}
-
-
-def cases() -> list[tuple[str, str, str, str]]:
-    """(network, objective, lam, loss)."""
-    found = []
-    for network in NETWORKS:
-        found += [(network, o, lam, "cross-entropy") for o in OBJECTIVES for lam in ("batch", "sample")
-                  if not (o == "erm" and lam == "sample")]  # fmt: skip
-        found += [(network, o, "batch", "bce-softmax") for o in ("erm", "manifold_mixup")]
-    return found
-
-
-def train(network: str, objective: str, lam: str, loss: str) -> dict[str, Any]:
-    """20 SGD steps of a strong penalty, in float64; what each step saw, and the parameters."""
-    torch.manual_seed(5)
-    model = NETWORKS[network]().double()
-    x = torch.randn(4 * BATCH, *SHAPE, dtype=torch.float64)
-    # Soft labels for some, and processes whose shares differ much in size of x and so of loss.
-    targets = torch.eye(CLASSES, dtype=torch.float64)[torch.arange(len(x)) % CLASSES]
-    targets[::3] = torch.rand(len(targets[::3]), CLASSES, dtype=torch.float64).softmax(1)
-    x[::2] *= 2
-    built = build_objective(
-        objective, model, lam=lam, loss=loss, alpha=0.8, beta=1.3, eta=2.0, tau=0.1,
-        mean=torch.full(SHAPE, 0.2, dtype=torch.float64), generator=torch.Generator().manual_seed(3),
+def train(normed: bool, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Losses, accuracies and parameters of 20 steps of SGD on batches of 16, over all processes."""
+    torch.manual_seed(0)
+    model = StagedNet(normed).double()
+    x = torch.randn(SAMPLES, 5, dtype=torch.float64)
+    labels = x[:, :3].argmax(1)
+    targets = torch.eye(3, dtype=torch.float64)[labels]
+    # A strong penalty, and a τ that leaves some examples out: their part must show.
+    objective = build_objective(
+        name, model, eta=0.5, tau=0.1, mean=x.mean(0), generator=torch.Generator().manual_seed(1),
+        **options,
     )  # fmt: skip
-    settings = Optimization(
-        epochs=5, batch_size=BATCH, lr=0.05, weight_decay=1e-3, warmup_epochs=0.0
-    )
-    steps = list(Training(built, x, targets, settings, generator=torch.Generator().manual_seed(4)))
+    settings = Optimization(epochs=STEPS * BATCH / SAMPLES, batch_size=BATCH, lr=0.05)
+    generator = torch.Generator().manual_seed(2)
+    steps = list(Training(objective, x, targets, settings, generator=generator))
     return {
-        "loss": torch.tensor([step.loss for step in steps], dtype=torch.float64),
-        "accuracy": torch.tensor([step.accuracy for step in steps], dtype=torch.float64),
+        "losses": [step.loss for step in steps],
+        "accuracies": [step.accuracy for step in steps],
         "parameters": torch.cat([p.detach().flatten() for p in model.parameters()]),
     }
 
 
-def collectives() -> dict[str, Any]:
-    """What `gather` and `mean_over_processes` give for rows that name their process."""
-    share = torch.arange(6.0, dtype=torch.float64).reshape(3, 2).T + 10 * rank()  # not contiguous
-    rows = share.clone().requires_grad_()
-    weight = torch.arange(6.0 * world_size(), dtype=torch.float64).reshape(-1, 3) + 100 * rank()
-    (weight * gather(rows) ** 2).sum().backward()
-    mean = mean_over_processes(rows.sum() * (1 + rank()))
+def train_all() -> dict[str, Any]:
+    """The results of all cases."""
     return {
-        "rank": rank(),
-        "world_size": world_size(),
-        "gathered": gather(share),
-        "gradient": rows.grad,
-        "mean": mean,
-        "mean_requires_grad": mean.requires_grad,
+        f"{name} {option} {'normed' if normed else 'plain'}": train(normed, name, option)
+        for normed in (False, True)
+        for name, option in CASES
     }
 
 
-def run() -> dict[str, Any]:
-    """All cases, and the collectives."""
-    found: dict[str, Any] = {" ".join(case): train(*case) for case in cases()}
-    return {"collectives": collectives(), **copy.deepcopy(found)}
+def collectives() -> dict[str, Any]:
+    """What the helpers of `deep.processes` give, for rows that tell who held them."""
+    own = torch.arange(6.0).reshape(3, 2) + 10 * rank()
+    leaf = own.clone().requires_grad_()
+    gathered = gather(leaf)
+    # The weights differ between processes: each row's gradient is the sum over both.
+    weights = torch.arange(float(gathered.numel())).reshape(gathered.shape) * (1 + 2 * rank())
+    (gradient,) = torch.autograd.grad((weights * gathered).sum(), leaf)
+    value = torch.tensor([1.0 + rank(), 5.0], requires_grad=True)
+    mean = mean_over_processes(value)
+
+    def refuse() -> None:
+        raise InputError("the first one refuses")
+
+    try:
+        wait_for_first(refuse)
+        refused = "nothing"
+    except InputError as error:
+        refused = str(error)
+    return {
+        "rank": rank(), "world_size": world_size(), "plain": gather(own),
+        "gathered": gathered.detach(), "gradient": gradient, "mean": mean,
+        "mean_is_constant": not mean.requires_grad, "value_is_kept": value.tolist(),
+        "first": wait_for_first(lambda: f"by {rank()}"), "refused": refused,
+    }  # fmt: skip
 
 
-if __name__ == "__main__":
+def one_of_two(number: int, folder: str) -> None:
+    """Joins the other process, does everything, and leaves results and what differs in files."""
     torch.set_num_threads(1)
-    path = Path(sys.argv[1])
-    with processes(torch.device("cpu")):
-        result = run()
-        torch.save(result, path.with_name(f"{path.stem}-{rank()}{path.suffix}"))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2
+    )  # fmt: skip
+    results = {"collectives": collectives(), "trained": train_all()}
+    torch.save(results, Path(folder) / f"{number}.pt")
+    dist.destroy_process_group()

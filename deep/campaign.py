@@ -1,0 +1,352 @@
+"""Command: many training runs, objectives × seeds, sized to a time budget and resumed anywhere.
+
+`python -m deep.campaign --recipe small-cifar10 --budget-minutes 240` measures how long an epoch of
+each objective takes, gives all of them the same number of epochs, the most that fit, and trains one
+run after another (`--jobs` at a time). The plan is made once: called again, the campaign goes on
+where it was, also after a kill. Results gather in runs.jsonl, one line a finished run.
+"""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deep.data.images import load_images
+from deep.objective import Objective
+from deep.recipes import as_flags
+from deep.run_folder import CHECKS, LOG, RESULT, read_lines, read_object
+from deep.train import Config as TrainConfig
+from deep.train import config_of_recipe, prepare
+from theory.command import run_command
+from theory.errors import InputError
+from theory.record import (
+    check_writable,
+    command_line,
+    environment,
+    json_line,
+    write_atomically,
+    write_json,
+)
+
+PROG = "python -m deep.campaign"
+PLAN, RUNS = "campaign.json", "runs.jsonl"
+TIMED_STEPS = 12
+TALK: tuple[Objective, ...] = (
+    "erm", "mixup", "manifold_mixup", "mixupe-paper", "mixupe-official-v3", "mixupe-exact",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train objectives × seeds by one recipe, all for the same number of epochs."""
+
+    recipe: str = "small-cifar10"
+    """Settings of every run, by name or from a .toml file"""
+    objectives: tuple[Objective, ...] = TALK
+    """What is compared"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run of each objective for each"""
+    budget_minutes: float = 240.0
+    """Time for all of it, from which the number of epochs follows"""
+    epochs: int | None = None
+    """That number, instead of a budget"""
+    minutes: float | None = None
+    """Stop this call after so many minutes, checkpoints written; call again to go on"""
+    jobs: int = 1
+    """Runs trained at a time"""
+    threads: int | None = None
+    """Threads of each; the processors shared among the jobs if not given"""
+    data_dir: Path | None = None
+    """Folder that holds the published files; without it they are downloaded and verified"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU if there is one"""
+    out: Path | None = None
+    """The campaign's folder; runs/campaign/<recipe> if not given"""
+    debug: bool = False
+    """Show the traceback of an error"""
+
+    @property
+    def folder(self) -> Path:
+        """Where the campaign goes."""
+        return self.out or Path("runs") / "campaign" / Path(self.recipe).stem
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a campaign."""
+
+    objective: Objective
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.objective}-seed{self.seed}"
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """What the campaign will train: made once, then read from its folder.
+
+    Returns:
+        `recipe`, `objectives`, `seeds`, `epochs`, `jobs`, `threads`, and of the measurement that
+        the epochs follow from, where there was one, `budget_minutes` and `seconds`: for each
+        objective, those of an epoch with its evaluation and checks.
+
+    Raises:
+        InputError: If a flag is out of range, the folder holds another campaign, or not even one
+            epoch fits the budget.
+    """
+    _check(config)
+    asked = {"recipe": config.recipe, "objectives": list(config.objectives),
+             "seeds": list(config.seeds)}  # fmt: skip
+    path = config.folder / PLAN
+    if path.exists():
+        old = read_object(path)
+        changed = [f"{k} was {old.get(k)}, is {v}" for k, v in asked.items() if old.get(k) != v]
+        if config.epochs is not None and config.epochs != old.get("epochs"):
+            changed.append(f"epochs were {old.get('epochs')}, are {config.epochs}")
+        if changed:
+            raise InputError(
+                f"{config.folder} holds another campaign ({'; '.join(changed)}): name another --out"
+            )
+        return old
+    check_writable(config.folder)
+    processors = os.cpu_count() or 1
+    threads = config.threads or max(1, processors // config.jobs)
+    made: dict[str, Any] = {**asked, "jobs": config.jobs, "threads": threads}
+    if config.epochs is not None:
+        made["epochs"] = config.epochs
+    else:
+        seconds = _seconds_per_epoch(config, threads)
+        whole = len(config.seeds) * sum(seconds.values()) / config.jobs
+        epochs = math.floor(config.budget_minutes * 60 / whole)
+        if epochs < 1:
+            raise InputError(
+                f"one epoch of all {len(config.seeds) * len(seconds)} runs takes about "
+                f"{whole / 60:.0f} minutes, the budget is {config.budget_minutes:g}: raise it, or "
+                "ask for fewer objectives, seeds or a smaller width"
+            )
+        made |= {"epochs": epochs, "budget_minutes": config.budget_minutes, "seconds": seconds}
+    made |= {"command": command_line("deep.campaign"), "environment": environment()}
+    write_json(path, made)
+    return made
+
+
+def _check(config: Config) -> None:
+    for name in ("objectives", "seeds"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"--{name} is {values}: name at least one, and each once")
+    for name in ("jobs", "threads", "epochs"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} is {value}: it must be at least 1")
+    for name in ("budget_minutes", "minutes"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(
+                f"--{name.replace('_', '-')} is {value}: it must be positive and finite"
+            )
+
+
+def _seconds_per_epoch(config: Config, threads: int) -> dict[str, float]:
+    """Seconds of one epoch of each objective with what happens in it, measured on the data."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        base = train_config(config, Run(config.objectives[0], config.seeds[0]), 1)
+        data = load_images(base.data, base.data_dir)
+        found: dict[str, float] = {}
+        for objective in config.objectives:
+            torch.manual_seed(0)
+            _, training, watch = prepare(replace(base, objective=objective, epochs=1000), data)
+            steps = iter(training)
+            for _ in range(TIMED_STEPS // 4):
+                next(steps)
+            start = time.monotonic()
+            for _ in range(TIMED_STEPS):
+                step = next(steps)
+                watch.add(step)
+            per_step = (time.monotonic() - start) / TIMED_STEPS
+            aside = watch.seconds_aside(step)
+            found[objective] = round(per_step * training.steps_per_epoch + aside, 2)
+        return found
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_config(config: Config, run: Run, epochs: int) -> TrainConfig:
+    """The flags of one run."""
+    return replace(
+        config_of_recipe(config.recipe),
+        objective=run.objective,
+        seed=run.seed,
+        epochs=epochs,
+        data_dir=config.data_dir,
+        device=config.device,
+        out=config.folder / run.name,
+        resume=True,
+    )
+
+
+def _command(config: Config, run: Run, epochs: int) -> list[str]:
+    flags: dict[str, Any] = {
+        "recipe": config.recipe, "objective": run.objective, "seed": run.seed, "epochs": epochs,
+        "device": config.device, "out": config.folder / run.name, "resume": True,
+    }  # fmt: skip
+    if config.data_dir is not None:
+        flags["data_dir"] = config.data_dir
+    return [sys.executable, "-m", "deep.train", *as_flags(flags)]
+
+
+def carry_out(config: Config, planned: Mapping[str, Any]) -> dict[str, str]:
+    """Trains what of the plan is not finished, `jobs` runs at a time.
+
+    Args:
+        config: The flags.
+        planned: As `plan` gave it.
+
+    Returns:
+        Name of each run -> "done", or why not: "failed: …", "stopped", "waiting".
+    """
+    runs = [
+        Run(objective, seed) for seed in planned["seeds"] for objective in planned["objectives"]
+    ]
+    state = {run.name: "waiting" for run in runs}
+    waiting = []
+    for run in runs:
+        if (config.folder / run.name / RESULT).exists():
+            state[run.name] = "done"
+        else:
+            waiting.append(run)
+    end = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
+    environ = {**os.environ, "OMP_NUM_THREADS": str(planned["threads"])}
+    active: dict[Run, subprocess.Popen] = {}
+    with _stop_on_signal() as stopped:
+        while waiting or active:
+            stop = bool(stopped) or time.monotonic() > end
+            while waiting and not stop and len(active) < planned["jobs"]:
+                run = waiting.pop(0)
+                (config.folder / run.name).mkdir(parents=True, exist_ok=True)
+                with (config.folder / run.name / "output.txt").open("a") as output:
+                    active[run] = subprocess.Popen(
+                        _command(config, run, planned["epochs"]), stdout=output, stderr=output,
+                        env=environ, start_new_session=True,
+                    )  # fmt: skip
+                print(f"{run.name}: started", flush=True)
+            if stop:
+                for process in active.values():
+                    process.terminate()
+            for run, process in list(active.items()):
+                code = process.wait() if stop else process.poll()
+                if code is None:
+                    continue
+                del active[run]
+                state[run.name] = _outcome(config.folder / run.name, code)
+                gather(config.folder, runs)
+                print(f"{run.name}: {state[run.name]}", flush=True)
+            if stop:
+                break
+            time.sleep(0.2)
+    gather(config.folder, runs)
+    return state
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying by them."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda n, _: received.append(n)) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _outcome(folder: Path, code: int) -> str:
+    if code == 0:
+        return "done"
+    if code in (130, 143):
+        return "stopped"
+    lines = (folder / "output.txt").read_text(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "no output")
+    return f"failed: {last.strip()}"
+
+
+def gather(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Writes runs.jsonl: of each finished run its settings, result, log and checks.
+
+    A run that stands there already stays, also without a folder of its own, so that this file is
+    all that must be carried from one machine to another. Numbers have six significant digits.
+
+    Returns:
+        Name of each finished run -> its line.
+
+    Raises:
+        InputError: If a file of a run cannot be read, or runs.jsonl cannot be written.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    if (folder / RUNS).exists():
+        for line in read_lines(folder / RUNS):
+            known[Run(line["recipe"]["objective"], line["recipe"]["seed"]).name] = line
+    found = {}
+    for run in runs:
+        path = folder / run.name
+        if run.name in known:
+            found[run.name] = known[run.name]
+        elif (path / RESULT).exists():
+            result = read_object(path / RESULT)
+            recipe = result.pop("recipe")
+            log, checks = read_lines(path / LOG), read_lines(path / CHECKS)
+            found[run.name] = _rounded(
+                {"recipe": recipe, "result": result, "log": log, "checks": checks}
+            )
+    text = "".join(map(json_line, found.values()))
+    write_atomically(folder / RUNS, lambda path: path.write_text(text, encoding="utf-8"))
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def run(config: Config) -> int:
+    """Plans, trains, prints; the exit code: 0 done or out of time, 1 if a run failed."""
+    planned = plan(config)
+    count = len(planned["seeds"]) * len(planned["objectives"])
+    print(f"{count} runs of {planned['epochs']} epochs in {config.folder}", flush=True)
+    for objective, seconds in planned.get("seconds", {}).items():
+        print(f"  {objective:<20} {seconds:8.1f} s an epoch, {planned['threads']} thread(s)")
+    state = carry_out(config, planned)
+    done = sum(outcome == "done" for outcome in state.values())
+    print(f"{done} of {count} runs are done: {config.folder / RUNS}")
+    failed = [name for name, outcome in state.items() if outcome.startswith("failed")]
+    for name in failed:
+        print(f"{name} {state[name]}", file=sys.stderr)
+    if done < count and not failed:
+        print("call again to go on")
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run_command(Config, run, prog=PROG, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The folder of one training run: its settings, its logs, its result.
+
+recipe.json          every setting, resolved
+log.jsonl            a line an epoch: losses and errors
+checks.jsonl         a line a check of q̂ ≈ q, see `theory.probe.measure_probe`
+checkpoints/         while it runs, see `deep.resume`
+weights.safetensors  the final weights
+result.json          settings, outcome, command, versions; there once the run has ended
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from theory.errors import InputError
+from theory.record import check_writable, json_line, write_json
+
+RECIPE, LOG, CHECKS, RESULT, WEIGHTS = (
+    "recipe.json", "log.jsonl", "checks.jsonl", "result.json", "weights.safetensors",
+)  # fmt: skip
+# What a resumed run cannot change even by force: the saved state would not fit.
+_FIXED = ("model", "width", "data", "optimizer")
+_NAMES = ("recipe", "data_dir")  # where settings and data come from, no settings
+
+
+def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
+    """Makes the folder a run's, or finds the same run in it.
+
+    Args:
+        folder: The run's.
+        settings: All that decides the result, as JSON can hold it.
+        resume: Whether to go on with a run that is there.
+        force: Whether to go on with other settings, except those that the saved state depends on.
+
+    Returns:
+        Whether the run that is there has ended.
+
+    Raises:
+        InputError: If there is a run and it is not to go on, or another one, or the folder cannot
+            be written to.
+    """
+    path, settings = folder / RECIPE, json.loads(json.dumps(settings))
+    check_writable(folder)
+    if not path.exists():
+        write_json(path, settings)
+        return False
+    if not resume:
+        raise InputError(f"{folder} holds a run: add --resume to go on, or name another --out")
+    old, ended = read_object(path), (folder / RESULT).exists()
+    changed = {
+        key: f"{key} was {old.get(key)}, is {value}"
+        for key, value in settings.items()
+        if key not in _NAMES and old.get(key) != value
+    }
+    fixed = [text for key, text in changed.items() if key in _FIXED]
+    if fixed or (changed and ended):
+        state = "has ended" if ended else "cannot go on so"
+        raise InputError(
+            f"the run in {folder} {state} ({'; '.join(fixed or changed.values())}): name another "
+            "--out"
+        )
+    if changed and not force:
+        raise InputError(
+            f"the settings of the run in {folder} have changed ({'; '.join(changed.values())}): "
+            "restore them, or add --force to go on with the new ones"
+        )
+    if changed:
+        write_json(path, settings)
+    return ended
+
+
+class Log:
+    """A JSON-lines file that grows, readable at any time, and can be cut back to an earlier length.
+
+    Args:
+        path: The file; made by `cut`.
+
+    Attributes:
+        size: Its length in bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+
+    def cut(self, size: int) -> None:
+        """Forgets what was written after the file had that length.
+
+        Raises:
+            InputError: If it cannot be written, or is shorter.
+        """
+        try:
+            with self.path.open("ab") as file:
+                if file.tell() < size:
+                    raise InputError(
+                        f"{self.path} has lost lines since the checkpoint: start another run"
+                    )
+                file.truncate(size)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        self.size = size
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Adds a line and waits until the disk has it.
+
+        Raises:
+            InputError: If it cannot be written (a full disk, say).
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json_line(line))
+                file.flush()
+                os.fsync(file.fileno())
+                self.size = file.tell()
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path} ({error.strerror}): free space there and resume"
+            ) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run.
+
+    Raises:
+        InputError: If it cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}): is it a folder of deep.train?") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no settings: is it a folder of deep.train?")
+    return content
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that is still being written is left out.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}): is it a folder of deep.train?") from error
+
+
+def best(lines: list[dict[str, Any]], part: str) -> dict[str, Any] | None:
+    """The log's line with the smallest error on "validation" or "test", the first of equals."""
+    known = [line for line in lines if line.get(f"{part}_error") is not None]
+    return min(known, key=lambda line: line[f"{part}_error"], default=None)

@@ -1,0 +1,86 @@
+"""What `python -m deep.train` and a campaign of it recorded, as the figures read it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from theory.errors import InputError
+
+RECORD = "runs.jsonl"
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Runs from a run's folder, a folder of such folders, a campaign's folder or its record.
+
+    Args:
+        path: A folder with recipe.json (one run, which may still be going on), with runs.jsonl (a
+            campaign's record) or with runs' folders in it; or a file of such lines as runs.jsonl.
+
+    Returns:
+        One dict a run: `recipe` (its settings), `result` (None while it runs), `log` (a dict an
+        epoch) and `checks` (a dict a check of q̂ ≈ q, see `theory.probe.measure_probe`). What JSON
+        cannot hold is as it was written, see `number`.
+
+    Raises:
+        InputError: If there is no run, or a file cannot be read.
+    """
+    if path.is_dir():
+        if (path / "recipe.json").exists():
+            return [_run(path)]
+        if not (path / RECORD).exists():
+            runs = [_run(found.parent) for found in sorted(path.glob("*/recipe.json"))]
+            if not runs:
+                raise InputError(f"{path} holds no run: name a folder that deep.train wrote to")
+            return runs
+        path = path / RECORD
+    runs = _lines(path)
+    if not runs or not all({"recipe", "log", "checks"} <= run.keys() for run in runs):
+        raise InputError(f"{path} is no record of runs: name a campaign's {RECORD}")
+    return runs
+
+
+def number(value: Any) -> float:
+    """A number of a record, where null stands for NaN and text for an infinity."""
+    return math.nan if value is None else float(value)
+
+
+def name_of(run: dict[str, Any]) -> str:
+    """What a figure calls a run's network and data."""
+    recipe = run["recipe"]
+    width = "" if recipe.get("width") is None else f", width {recipe['width']}"
+    return f"{Path(recipe['model']).name}{width} on {recipe['data']}"
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    recipe, result, log, checks = (
+        folder / name for name in ("recipe.json", "result.json", "log.jsonl", "checks.jsonl")
+    )
+    return {
+        "recipe": _parsed(recipe, _text(recipe)),
+        "result": _parsed(result, _text(result)) if result.exists() else None,
+        "log": _lines(log) if log.exists() else [],
+        "checks": _lines(checks) if checks.exists() else [],
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file; what follows the last line break is still being written."""
+    return [_parsed(path, line) for line in _text(path).split("\n")[:-1]]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}): name a run's folder or record") from error
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): write it anew") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no settings or log: name what deep.train wrote")
+    return content
