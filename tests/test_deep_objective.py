@@ -302,9 +302,23 @@ def batch_normed():
     return model, x, torch.eye(3, dtype=torch.float64)[torch.arange(9) % 3]
 
 
-def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch():
+class Unruled(nn.Module):
+    """The identity, by an operation that `theory.tangents` has no rule for."""
+
+    def forward(self, x):
+        return x.roll(0, 0)
+
+
+@pytest.fixture(params=["tangents", "double backward"])
+def way(request):
+    """What keeps mixupe-exact on each of its ways, at the end of a model."""
+    return nn.Identity() if request.param == "tangents" else Unruled()
+
+
+def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch(way):
     """|q| and its parameter gradient against central differences of the coupled batch."""
     model, x, targets = batch_normed()
+    model.append(way)
     mean = torch.full((4,), 0.2, dtype=torch.float64)
     objective = build_objective("mixupe-exact", model, mean=mean, generator=rng())
 
@@ -321,6 +335,7 @@ def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch():
 
     found = objective.penalty(x, targets)
     assert found.item() == pytest.approx(penalty(), rel=1e-8)
+    assert objective._has_tangents is not isinstance(way, Unruled)
     found.backward()
     for seed in range(4):
         direction = [torch.randn(p.shape, dtype=p.dtype, generator=rng(seed))
@@ -337,14 +352,14 @@ def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_forward_passes_in_bfloat16_point_the_same_way(name):
+def test_forward_passes_in_bfloat16_point_the_same_way(name, way):
     """Under autocast, through convolutions and train-mode batch norm; and the loss is float32."""
     grads = []
     for autocast in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
-            nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10), way,
         )  # fmt: skip
         model.mixing_layers = [model[2]]
         x, targets = torch.randn(16, 3, 8, 8), torch.eye(10).repeat(2, 1)[:16]
@@ -370,9 +385,10 @@ def test_values_need_no_gradients_to_be_asked_for(name):
     assert values[0] == values[1]
 
 
-def test_exact_q_updates_running_statistics_once_and_draws_dropout_once():
+def test_exact_q_updates_running_statistics_once_and_draws_dropout_once(way):
     model, x, targets = batch_normed()
     model.append(nn.Dropout(0.5))
+    model.append(way)
     objective = build_objective(
         "mixupe-exact", model, mean=torch.zeros(4, dtype=torch.float64), generator=rng()
     )
