@@ -49,11 +49,12 @@ class SyncBatchNorm(_BatchNorm):
         """Moves the running statistics, whose variance is the unbiased one."""
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return
-        factor = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if factor is None:  # the mean over all batches
-                factor = 1 / self.num_batches_tracked.item()
+        if self.momentum is None:  # then they are the means over all batches
+            factor = 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+        else:
+            factor = self.momentum
         self.running_mean.lerp_(mean, factor)
         self.running_var.lerp_(variance * count / (count - 1), factor)
 
