@@ -51,10 +51,9 @@ class SyncBatchNorm(_BatchNorm):
             return
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        if self.momentum is None:  # then they are the means over all batches
+        factor = self.momentum
+        if factor is None:  # then they are the means over all batches
             factor = 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-        else:
-            factor = self.momentum
         self.running_mean.lerp_(mean, factor)
         self.running_var.lerp_(variance * count / (count - 1), factor)
 
