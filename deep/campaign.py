@@ -106,6 +106,7 @@ def plan(config: Config) -> dict[str, Any]:
             epoch fits the budget.
     """
     _check(config)
+    config_of_recipe(config.recipe).check()
     asked = {"recipe": config.recipe, "objectives": list(config.objectives),
              "seeds": list(config.seeds)}  # fmt: skip
     path = config.folder / PLAN
@@ -221,13 +222,9 @@ def carry_out(config: Config, planned: Mapping[str, Any]) -> dict[str, str]:
     runs = [
         Run(objective, seed) for seed in planned["seeds"] for objective in planned["objectives"]
     ]
-    state = {run.name: "waiting" for run in runs}
-    waiting = []
-    for run in runs:
-        if (config.folder / run.name / RESULT).exists():
-            state[run.name] = "done"
-        else:
-            waiting.append(run)
+    done = gather(config.folder, runs)
+    waiting = [run for run in runs if run.name not in done]
+    state = {run.name: "done" if run.name in done else "waiting" for run in runs}
     end = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
     environ = {**os.environ, "OMP_NUM_THREADS": str(planned["threads"])}
     active: dict[Run, subprocess.Popen] = {}
@@ -277,7 +274,8 @@ def _stop_on_signal() -> Iterator[list[int]]:
 def _outcome(folder: Path, code: int) -> str:
     if code == 0:
         return "done"
-    if code in (130, 143):
+    # Negative: the signal came before the run could listen, and it had nothing to save.
+    if code in (130, 143, -signal.SIGTERM, -signal.SIGINT):
         return "stopped"
     lines = (folder / "output.txt").read_text(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "no output")
