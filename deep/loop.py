@@ -117,8 +117,8 @@ class Training:
 
     Under `torch.distributed` every process holds all data and the same seeds, and takes an equal
     share of each batch; up to `world_size() − 1` examples an epoch, those that cannot be shared
-    equally, are left out. Batch norm then normalises by each process's share unless the model's
-    layers are converted to `torch.nn.SyncBatchNorm`.
+    equally, are left out. Batch norm then normalises by each process's share unless
+    `deep.batch_norm.synchronize_batch_norm` was applied to the model.
 
     Args:
         objective: Maps (inputs, targets) of a batch to a scalar loss; see `deep.objective`.

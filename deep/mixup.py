@@ -196,7 +196,8 @@ class ManifoldMixup(Mixup):
 
     The input, the output of the first stage or that of the second, with equal chances; labels are
     mixed by the same λ (Verma et al., ICML 2019). Which layers those are, `mixing_layers` says.
-    Arguments and errors as for `Mixup`; each forward pass draws λ, the permutation, then the layer.
+    Arguments and errors as for `Mixup`; each forward pass draws λ, the permutation, then the layer,
+    and raises InputError if that layer does not run exactly once in it.
     """
 
     def __init__(self, model: nn.Module, *arguments: object, **options: object):
@@ -211,12 +212,22 @@ class ManifoldMixup(Mixup):
         place = int(torch.randint(1 + len(self._layers), (), generator=self.generator))
         if place == 0:
             return self.risk(self.logits(mixing(x)), mixing(targets))
-        layer = self._layers[place - 1]
-        handle = layer.register_forward_hook(lambda module, inputs, output: mixing(output))
+        calls: list[Tensor] = []
+
+        def mix(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            calls.append(mixing(output))
+            return calls[-1]
+
+        handle = self._layers[place - 1].register_forward_hook(mix)
         try:
             logits = self.logits(x)
         finally:
             handle.remove()
+        if len(calls) != 1:
+            raise InputError(
+                f"mixing layer {place} of {type(self.model).__name__} ran {len(calls)} times in a "
+                "pass: name layers in mixing_layers that run once"
+            )
         return self.risk(logits, mixing(targets))
 
 

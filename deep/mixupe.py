@@ -33,10 +33,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deep.mixup import Lam, Mixup
 from deep.processes import mean_over_processes
 from theory.errors import InputError
-from theory.first_order import coupled_abs_q, directional_q, first_order, q_hat
+from theory.first_order import coupled_abs_q, first_order, q_hat
 from theory.losses import Head, probabilities
 from theory.mixing import relabelled_law
 from theory.network import derivative_rules
+from theory.tangents import value_and_tangent
 
 Statistics = Literal["update", "freeze"]
 
@@ -124,7 +125,7 @@ class MixupE(Mixup):
         is the sum of q, but a single one is not its example's directional derivative.
         """
         self.check_mean(x)
-        with derivative_rules():
+        with derivative_rules(), torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self.logits(x)
             residual = (probabilities(logits, self.head) - targets).detach()
@@ -196,22 +197,39 @@ class Exact(MixupE):
     """P = 1/n Σ |q|, what the talk's penalty approximates.
 
     Where batch norm normalises by the batch, q is the batch's own: the derivative of each loss
-    while all examples move towards x̄' together.
+    while all examples move towards x̄' together. Models of common layers take the fast way of
+    `theory.tangents`, others take double backward passes, which cost more.
     """
 
     needs_mean = True
+    _has_tangents: bool | None = None
 
     def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
         """P on a clean batch."""
         self.check_mean(x)
+        if self._has_tangents is None:
+            self._has_tangents = self._try_tangents(x)
+        if self._has_tangents:
+            logits, tangents = value_and_tangent(self.logits, x, self.mean - x)
+            residual = probabilities(logits, self.head) - targets
+            return (residual * tangents).sum(1).abs().mean()
         if not _coupled(self.model):
             q = first_order(self.logits, x, targets, self.mean, self.head, create_graph=True).q
             return q.abs().mean()
-        # The same dropout masks in both passes, and one update of running statistics, not two.
+        return coupled_abs_q(self.logits, x, targets, self.mean, head=self.head) / len(x)
+
+    def _try_tangents(self, x: Tensor) -> bool:
+        """Whether every operation of the model has a rule, found by a pass over two examples.
+
+        It neither updates running statistics nor draws random numbers.
+        """
         devices = [x.device] if x.is_cuda else []
-        with frozen_statistics(self.model), torch.random.fork_rng(devices):
-            signs = directional_q(self.logits, x, targets, self.mean - x, self.head).sign()
-        return coupled_abs_q(self.logits, x, targets, self.mean, signs, self.head) / len(x)
+        try:
+            with frozen_statistics(self.model), torch.random.fork_rng(devices):
+                value_and_tangent(self.logits, x[:2], x[:2])
+        except InputError:
+            return False
+        return True
 
 
 def _coupled(model: nn.Module) -> bool:

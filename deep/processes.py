@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from theory.errors import InputError
 
@@ -32,7 +31,8 @@ def rank() -> int:
 def gather(x: Float[Tensor, "share *dims"]) -> Float[Tensor, "batch *dims"]:
     """The rows of all processes, in order of their ranks; every process holds equally many.
 
-    Differentiable: each process's rows get the sum of the gradients that arise on all processes.
+    Differentiable, also twice: each process's rows get the sum of the gradients that arise on all
+    processes.
     """
     if world_size() == 1:
         return x
@@ -40,7 +40,7 @@ def gather(x: Float[Tensor, "share *dims"]) -> Float[Tensor, "batch *dims"]:
 
 
 class _Gather(torch.autograd.Function):
-    """`gather`, with one derivative; that in `torch.distributed.nn` is deprecated."""
+    """`gather`; that in `torch.distributed.nn` is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -50,11 +50,22 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
+        return _Sum.apply(grad).tensor_split(world_size())[rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes, which is its own derivative: `gather` has derivatives of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.tensor_split(world_size())[rank()]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
 
 
 def mean_over_processes(value: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:

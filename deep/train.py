@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deep.augment import crop_and_flip
+from deep.batch_norm import synchronize_batch_norm
 from deep.checkpoint import load_weights, save_weights
 from deep.data.images import ImageData, in_proportion, load_images
 from deep.evaluate import evaluate
@@ -209,8 +210,8 @@ def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module
         load_weights(model, config.checkpoint)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world_size() > 1 and device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if world_size() > 1:
+        model = synchronize_batch_norm(model)
     if config.compile:
         model.compile()
     return model

@@ -302,9 +302,23 @@ def batch_normed():
     return model, x, torch.eye(3, dtype=torch.float64)[torch.arange(9) % 3]
 
 
-def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch():
+class Unruled(nn.Module):
+    """The identity, by an operation that `theory.tangents` has no rule for."""
+
+    def forward(self, x):
+        return x.roll(0, 0)
+
+
+@pytest.fixture(params=["tangents", "double backward"])
+def way(request):
+    """What keeps mixupe-exact on each of its ways, at the end of a model."""
+    return nn.Identity() if request.param == "tangents" else Unruled()
+
+
+def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch(way):
     """|q| and its parameter gradient against central differences of the coupled batch."""
     model, x, targets = batch_normed()
+    model.append(way)
     mean = torch.full((4,), 0.2, dtype=torch.float64)
     objective = build_objective("mixupe-exact", model, mean=mean, generator=rng())
 
@@ -321,6 +335,7 @@ def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch():
 
     found = objective.penalty(x, targets)
     assert found.item() == pytest.approx(penalty(), rel=1e-8)
+    assert objective._has_tangents is not isinstance(way, Unruled)
     found.backward()
     for seed in range(4):
         direction = [torch.randn(p.shape, dtype=p.dtype, generator=rng(seed))
@@ -336,9 +351,44 @@ def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch():
         assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-8)
 
 
-def test_exact_q_updates_running_statistics_once_and_draws_dropout_once():
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_forward_passes_in_bfloat16_point_the_same_way(name, way):
+    """Under autocast, through convolutions and train-mode batch norm; and the loss is float32."""
+    grads = []
+    for autocast in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10), way,
+        )  # fmt: skip
+        model.mixing_layers = [model[2]]
+        x, targets = torch.randn(16, 3, 8, 8), torch.eye(10).repeat(2, 1)[:16]
+        objective = build_objective(name, model, mean=x.mean(0), eta=0.1, generator=rng(3))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = objective(x, targets)
+        assert value.dtype == torch.float32
+        value.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert nn.functional.cosine_similarity(*grads, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_values_need_no_gradients_to_be_asked_for(name):
+    values = []
+    for mode in (torch.enable_grad, torch.no_grad):
+        model, x, targets = batch_normed()
+        model.mixing_layers = [model[2]]
+        mean = torch.zeros(4, dtype=torch.float64)
+        objective = build_objective(name, model, mean=mean, generator=rng(3))
+        with mode():
+            values.append(objective(x, targets).item())
+    assert values[0] == values[1]
+
+
+def test_exact_q_updates_running_statistics_once_and_draws_dropout_once(way):
     model, x, targets = batch_normed()
     model.append(nn.Dropout(0.5))
+    model.append(way)
     objective = build_objective(
         "mixupe-exact", model, mean=torch.zeros(4, dtype=torch.float64), generator=rng()
     )
@@ -412,6 +462,22 @@ def test_manifold_mixup_takes_the_layers_that_a_model_names():
     objective = build_objective("manifold_mixup", model, generator=rng())
     assert objective(torch.randn(6, 4), torch.eye(3).repeat(2, 1)).isfinite()
     assert not model[1]._forward_hooks
+
+
+def test_manifold_mixup_refuses_a_layer_that_would_be_mixed_twice_or_never():
+    shared = nn.Tanh()
+    model = nn.Sequential(nn.Linear(4, 6), shared, nn.Linear(6, 3), shared)
+    for layer, times in ((shared, 2), (nn.Tanh(), 0)):
+        model.mixing_layers = [layer]
+        objective = build_objective("manifold_mixup", model, generator=rng())
+
+        def several(objective=objective):  # the input is drawn as well
+            for _ in range(20):
+                objective(torch.randn(6, 4), torch.eye(3).repeat(2, 1))
+
+        with pytest.raises(InputError, match=f"mixing layer 1 of Sequential ran {times} times"):
+            several()
+        assert not layer._forward_hooks
 
 
 def test_bce_on_softmax_is_pytorchs_and_survives_saturation():
@@ -492,8 +558,14 @@ def test_build_objective_refuses(name, options, message):
 
 def test_objectives_refuse_batches_that_they_cannot_use():
     model, x, targets = staged()
-    with pytest.raises(InputError, match="a batch of one example cannot be mixed"):
-        Mixup(model, generator=rng())(x[:1], targets[:1])
+    for name in OBJECTIVES[1:]:
+        mean = torch.zeros(4, dtype=torch.float64)
+        objective = build_objective(name, model, mean=mean, generator=rng())
+        with pytest.raises(InputError, match="a batch of one example cannot be mixed"):
+            objective(x[:1], targets[:1])
+    normed, x_normed, labels = batch_normed()
+    with pytest.raises(InputError, match=r"cannot take a batch of shape \(1, 4\)"):
+        ERM(normed)(x_normed[:1], labels[:1])
     for name in ("mixupe-exact", "mixupe-official-v2"):
         objective = build_objective(name, model, mean=torch.zeros(3), generator=rng())
         with pytest.raises(InputError, match=r"mean has shape \(3,\) and one input \(4,\)"):

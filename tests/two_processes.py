@@ -1,18 +1,21 @@
 """What one process, or each of several, does in tests/test_deep_processes.py."""
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deep.batch_norm import synchronize_batch_norm
 from deep.loop import Optimization, Training
 from deep.objective import OBJECTIVES, build_objective
 from deep.processes import gather, mean_over_processes, rank, wait_for_first, world_size
 from theory.errors import InputError
 
 SAMPLES, BATCH, STEPS = 80, 16, 20
+Norm = Literal["none", "frozen", "synchronized"]
 
 # Every objective with one λ a batch and one a sample, and the baselines by binary cross-entropy.
 CASES = [
@@ -29,18 +32,19 @@ class FrozenNorm(nn.BatchNorm1d):
 
 
 class StagedNet(nn.Module):
-    """Linear layers in two stages; normalised by frozen statistics, or not at all."""
+    """Linear layers in two stages, normalised by frozen or the batch's statistics or not at all."""
 
-    def __init__(self, normed: bool):
+    def __init__(self, norm: Norm):
         super().__init__()
         self.stages = nn.Sequential()
         for features in (5, 8):
             layers = nn.Sequential(nn.Linear(features, 8), nn.ReLU())
-            if normed:
-                norm = FrozenNorm(8)
-                nn.init.uniform_(norm.running_mean, -0.5, 0.5)
-                nn.init.uniform_(norm.running_var, 0.5, 2.0)
-                layers.insert(1, norm)
+            if norm != "none":
+                layer = FrozenNorm(8) if norm == "frozen" else nn.BatchNorm1d(8)
+                nn.init.uniform_(layer.running_mean, -0.5, 0.5)
+                nn.init.uniform_(layer.running_var, 0.5, 2.0)
+                nn.init.uniform_(layer.weight, 0.5, 2.0)
+                layers.insert(1, layer)
             self.stages.append(layers)
         self.linear = nn.Linear(8, 3)
 
@@ -48,13 +52,14 @@ class StagedNet(nn.Module):
         return self.linear(self.stages(x))
 
 
-def train(normed: bool, name: str, options: dict[str, Any]) -> dict[str, Any]:
+def train(norm: Norm, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Losses, accuracies and parameters of 20 steps of SGD on batches of 16, over all processes."""
     torch.manual_seed(0)
-    model = StagedNet(normed).double()
+    model = synchronize_batch_norm(StagedNet(norm)).double()
     x = torch.randn(SAMPLES, 5, dtype=torch.float64)
-    labels = x[:, :3].argmax(1)
-    targets = torch.eye(3, dtype=torch.float64)[labels]
+    targets = torch.eye(3, dtype=torch.float64)[x[:, :3].argmax(1)]
+    targets[::3] = torch.rand(len(targets[::3]), 3, dtype=torch.float64).softmax(1)
+    x[::2] *= 3  # the processes' halves of a batch are then unlike each other
     # A strong penalty, and a τ that leaves some examples out: their part must show.
     objective = build_objective(
         name, model, eta=0.5, tau=0.1, mean=x.mean(0), generator=torch.Generator().manual_seed(1),
@@ -67,14 +72,15 @@ def train(normed: bool, name: str, options: dict[str, Any]) -> dict[str, Any]:
         "losses": [step.loss for step in steps],
         "accuracies": [step.accuracy for step in steps],
         "parameters": torch.cat([p.detach().flatten() for p in model.parameters()]),
+        "statistics": torch.cat([b.double().flatten() for _, b in model.named_buffers()] or [x[0]]),
     }
 
 
 def train_all() -> dict[str, Any]:
     """The results of all cases."""
     return {
-        f"{name} {option} {'normed' if normed else 'plain'}": train(normed, name, option)
-        for normed in (False, True)
+        f"{name} {option} norm: {norm}": train(norm, name, option)
+        for norm in get_args(Norm)
         for name, option in CASES
     }
 
@@ -109,6 +115,7 @@ def collectives() -> dict[str, Any]:
 def one_of_two(number: int, folder: str) -> None:
     """Joins the other process, does everything, and leaves results and what differs in files."""
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2
     )  # fmt: skip

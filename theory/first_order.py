@@ -176,7 +176,7 @@ def coupled_abs_q(
     x: Float[Tensor, "batch *dims"],
     targets: Float[Tensor, "batch classes"],
     mean: Float[Tensor, " *dims"],
-    signs: Float[Tensor, " batch"],
+    signs: Float[Tensor, " batch"] | None = None,
     head: Head = "softmax",
 ) -> Float[Tensor, ""]:
     """Σ|q| over a batch whose examples interact, differentiable with respect to the parameters.
@@ -187,19 +187,30 @@ def coupled_abs_q(
     `theory.network.SafeNesting`).
 
     Args:
-        f: The network as a function of a batch.
+        f: The network as a function of a batch; one forward pass is made.
         x: Inputs.
         targets: y, one row an example.
         mean: x̄' = E[x'].
-        signs: Signs of q, by `directional_q` in the direction x̄' − x.
+        signs: Signs of q if they are known, by `directional_q` in the direction x̄' − x. If not,
+            they come from the same forward pass: J v is the derivative of ⟨Jᵀw, v⟩ in w. That is
+            slower than a jvp, but works under autocast and where a jvp has no rule.
         head: Which loss.
+
+    Raises:
+        InputError: If an operation of f has no derivative rule.
     """
-    with derivative_rules():
+    with derivative_rules(), torch.enable_grad():
         x = x.detach().requires_grad_()
+        direction = mean - x.detach()
         logits = f(x)
-        residual = signs[:, None] * (probabilities(logits, head) - targets)
-        (c,) = torch.autograd.grad(logits, x, residual, create_graph=True)
-    return (c * (mean - x.detach())).sum()
+        residual = probabilities(logits, head) - targets
+        if signs is None:
+            w = torch.zeros_like(logits, requires_grad=True)
+            (c,) = torch.autograd.grad(logits, x, w, create_graph=True)
+            (tangent,) = torch.autograd.grad(c, w, direction, retain_graph=True)
+            signs = (residual.detach() * tangent).sum(1).sign()
+        (c,) = torch.autograd.grad(logits, x, signs[:, None] * residual, create_graph=True)
+    return (c * direction).sum()
 
 
 def pairwise_q(
