@@ -8,7 +8,7 @@ from cases import case_named, every_smooth_case, make_problem
 from oracles import central
 from torch import nn
 
-from theory.alignment import cosine, gradient_alignment
+from theory.alignment import gradient_alignment
 from theory.errors import InputError
 from theory.first_order import first_order, first_order_coupled
 from theory.network import evaluating
@@ -213,8 +213,32 @@ def test_an_operation_without_a_second_derivative_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_cosine_of_known_vectors():
-    u, v = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
-    assert cosine(u, v) == pytest.approx(24 / 25)
-    assert cosine(u, -u) == pytest.approx(-1)
-    assert math.isnan(cosine(u, 0 * u))
+def test_a_layer_whose_penalty_has_no_gradient_has_no_cosine():
+    problem = make_problem(case_named("functional"))
+    unused = nn.Linear(2, 2).double()
+    problem.model.add_module("unused", unused)
+    row = table_of(problem).set_index("layer").loc["unused"]
+    assert math.isnan(row["cosine_q"])
+    assert math.isnan(row["cosine_abs_q"])
+    assert row["norm_q"] == row["norm_q_hat"] == 0
+
+
+def test_known_signs_spare_a_pass_and_change_nothing():
+    problem = make_problem(case_named("gelu-conv-batch-norm"), n=7)
+    with evaluating(problem.model) as f:
+        terms = first_order(f, problem.x, problem.targets, problem.mean, problem.head)
+        signs = torch.stack([terms.q.sign(), terms.q_hat.sign()], 1)
+        calls = []
+
+        def counted(x):
+            calls.append(len(x))
+            return f(x)
+
+        batches = list(zip(problem.x.split(3), problem.targets.split(3), strict=True))
+        given = gradient_alignment(
+            problem.model, counted, batches, problem.mean, problem.head, signs=signs
+        )
+    assert sum(calls) == 7
+    found = table_of(problem, batches=batches)
+    for name in ("cosine_q", "cosine_abs_q", "norm_q", "norm_q_hat"):
+        assert list(given[name]) == pytest.approx(list(found[name]), rel=1e-12)

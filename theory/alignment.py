@@ -5,6 +5,7 @@ gradients point the same way, whatever their values. This compares ∇_θ mean q
 ∇_θ mean |q| with ∇_θ mean |q̂| (MixupE's penalty is |q̂|; Zou, Verma et al., UAI 2023).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from theory.network import Function, derivative_rules
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Gradients = tuple[Tensor | None, ...]
+Scaled = tuple[float, Gradients]
 
 
 def gradient_alignment(
@@ -73,28 +75,27 @@ def gradient_alignment(
         pieces = _coupled_penalties(f, batches, mean, head, parameters)
     else:
         pieces = _penalties(f, batches, mean, head, parameters, signs)
-    for size, gradients_of_all in pieces:
+    for size, scaled in pieces:
         examples += size
         on_batch(size)
-        for total, gradients in zip(totals, gradients_of_all, strict=True):
+        for total, (factor, gradients) in zip(totals, scaled, strict=True):
             for accumulated, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
-                    accumulated += gradient
+                    accumulated.add_(gradient, alpha=factor)
     layers: dict[str, list[int]] = {"(all)": list(range(len(names)))}
     for k, name in enumerate(names):
         layers.setdefault(name.rpartition(".")[0] or "(model)", []).append(k)
+    products = [_inner_products(*(total[k].flatten() for total in totals)) for k in layers["(all)"]]
     rows = []
     for layer, members in layers.items():
-        q, q_hat_, abs_q, abs_q_hat = (
-            torch.cat([total[k].flatten() for k in members]) / examples for total in totals
-        )
+        q, both, q_hat_, abs_q, abs_both, abs_q_hat = sum(products[k] for k in members).tolist()
         rows.append(
             {
                 "layer": layer,
-                "cosine_q": cosine(q, q_hat_),
-                "cosine_abs_q": cosine(abs_q, abs_q_hat),
-                "norm_q": float(q.norm()),
-                "norm_q_hat": float(q_hat_.norm()),
+                "cosine_q": _cosine(both, q, q_hat_),
+                "cosine_abs_q": _cosine(abs_both, abs_q, abs_q_hat),
+                "norm_q": math.sqrt(q) / examples,
+                "norm_q_hat": math.sqrt(q_hat_) / examples,
             }
         )
     return pd.DataFrame(rows)
@@ -107,7 +108,7 @@ def _penalties(
     head: Head,
     parameters: list[nn.Parameter],
     signs: Tensor | None,
-) -> Iterator[tuple[int, list[Gradients]]]:
+) -> Iterator[tuple[int, list[Scaled]]]:
     """Number of examples and sums over them of ∇q, ∇q̂, ∇|q| and ∇|q̂|, piece by piece.
 
     Where q and q̂ each have one sign, ∇|q| = ±∇q needs no backward pass of its own. So the examples
@@ -133,12 +134,12 @@ def _penalties(
                 exact, approximate = _differentiable_terms(f, x, targets, mean, head)
                 dq = _gradients(exact.sum(), parameters, retain=True)
                 dq_hat = _gradients(approximate.sum(), parameters)
-            yield len(x), [dq, dq_hat, _scaled(dq, sign), _scaled(dq_hat, sign_hat)]
+            yield len(x), [(1, dq), (1, dq_hat), (sign, dq), (sign_hat, dq_hat)]
 
 
 def _coupled_penalties(
     f: Function, batches: Batches, mean: Tensor, head: Head, parameters: list[nn.Parameter]
-) -> Iterator[tuple[int, list[Gradients]]]:
+) -> Iterator[tuple[int, list[Scaled]]]:
     """As `_penalties`, for batches that must stay together."""
     for x, targets in batches:
         with derivative_rules():
@@ -150,7 +151,7 @@ def _coupled_penalties(
                 _gradients(coupled_abs_q(f, x, targets, mean, signs, head), parameters),
                 _gradients(approximate.abs().sum(), parameters),
             ]
-        yield len(x), gradients
+        yield len(x), [(1, each) for each in gradients]
 
 
 def _differentiable_terms(
@@ -167,8 +168,17 @@ def _gradients(value: Tensor, parameters: list[nn.Parameter], retain: bool = Fal
     return torch.autograd.grad(value, parameters, retain_graph=retain, allow_unused=True)
 
 
-def _scaled(gradients: Gradients, factor: float) -> Gradients:
-    return tuple(None if g is None else factor * g for g in gradients)
+def _inner_products(q: Tensor, q_hat: Tensor, abs_q: Tensor, abs_q_hat: Tensor) -> Tensor:
+    """⟨u, u⟩, ⟨u, v⟩ and ⟨v, v⟩ of both pairs of flat gradients; they add up over parameters."""
+    pairs = (q, q), (q, q_hat), (q_hat, q_hat)
+    abs_pairs = (abs_q, abs_q), (abs_q, abs_q_hat), (abs_q_hat, abs_q_hat)
+    return torch.stack([u @ v for u, v in (*pairs, *abs_pairs)])
+
+
+def _cosine(product: float, square_u: float, square_v: float) -> float:
+    """Cosine from ⟨u, v⟩, ⟨u, u⟩ and ⟨v, v⟩; NaN where a vector is zero."""
+    norms = math.sqrt(square_u) * math.sqrt(square_v)
+    return product / norms if norms > 0 else math.nan
 
 
 def _refuse_once_differentiable(value: Tensor) -> None:
@@ -186,9 +196,3 @@ def _refuse_once_differentiable(value: Tensor) -> None:
             )
         seen.add(node)
         nodes.extend(following for following, _ in node.next_functions)
-
-
-def cosine(u: Tensor, v: Tensor) -> float:
-    """Cosine of the angle between two flat tensors; NaN where one of them is zero."""
-    norms = float(u.norm() * v.norm())
-    return float(u @ v) / norms if norms > 0 else float("nan")
