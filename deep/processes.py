@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import once_differentiable
 
 from theory.errors import InputError
 
@@ -36,11 +36,25 @@ def gather(x: Float[Tensor, "share *dims"]) -> Float[Tensor, "batch *dims"]:
     """
     if world_size() == 1:
         return x
-    if not x.requires_grad:
+    return _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """`gather`, with one derivative; that in `torch.distributed.nn` is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x)
         return torch.cat(parts)
-    return torch.cat(all_gather(x.contiguous()))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.tensor_split(world_size())[rank()]
 
 
 def mean_over_processes(value: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:

@@ -88,7 +88,9 @@ def gradient_alignment(
     products = [_inner_products(*(total[k].flatten() for total in totals)) for k in layers["(all)"]]
     rows = []
     for layer, members in layers.items():
-        q, both, q_hat_, abs_q, abs_both, abs_q_hat = sum(products[k] for k in members).tolist()
+        q, both, q_hat_, abs_q, abs_both, abs_q_hat = (
+            torch.stack([products[k] for k in members]).sum(0).tolist()
+        )
         rows.append(
             {
                 "layer": layer,
