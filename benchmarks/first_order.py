@@ -95,8 +95,9 @@ def _emit_probe(model: nn.Module) -> None:
     x = torch.randn(PROBE, 3, 32, 32)
     targets = torch.eye(10)[torch.arange(PROBE) % 10]
     mean = x.mean(0)
+    batches = zip(x.split(32), targets.split(32), strict=True)
     with evaluating(model) as f:
-        terms = [first_order(f, *batch, mean) for batch in zip(x.split(32), targets.split(32))]
+        terms = [first_order(f, *batch, mean) for batch in batches]
     q, estimate = (
         torch.cat([getattr(t, name) for t in terms]).double().numpy() for name in ("q", "q_hat")
     )
