@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deep.mixup import Lam, Mixup
-from deep.processes import mean_over_processes
+from deep.processes import mean_over_processes, world_size
 from theory.errors import InputError
 from theory.first_order import coupled_abs_q, directional_q, first_order, q_hat
 from theory.losses import Head, probabilities
@@ -61,7 +61,7 @@ class MixupE(Mixup):
 
     Raises:
         InputError: If a number is out of range, or the mean is missing or of another shape than
-            an input.
+            an input; on a forward pass, if exact q meets SyncBatchNorm in several processes.
     """
 
     needs_mean = False
@@ -98,6 +98,11 @@ class MixupE(Mixup):
         self, x: Float[Tensor, "batch *dims"], targets: Float[Tensor, "batch classes"]
     ) -> Float[Tensor, ""]:
         """The scalar to minimise, in nats; arguments as for `ERM.forward`."""
+        if self.needs_mean and world_size() > 1 and _synchronised(self.model):
+            raise InputError(
+                "exact q takes a second derivative, which PyTorch's SyncBatchNorm does not have: "
+                "train in one process, or choose an objective that needs no exact q"
+            )
         mixup_loss = super().forward(x, targets)
         if self.clean_statistics == "update":
             penalty = self.penalty(x, targets)
@@ -197,8 +202,11 @@ class Exact(MixupE):
     """P = 1/n Σ |q|, what the talk's penalty approximates.
 
     Where batch norm normalises by the batch, q is the batch's own: the derivative of each loss
-    while all examples move towards x̄' together. Models of common layers take the fast way of
-    `theory.tangents`, others cost more: double backward passes, after a jvp where rows interact.
+    while all examples move towards x̄' together. Where a fully connected layer stands before the
+    first batch norm and nothing bypasses both, the norm undoes the move: P is zero but for its eps.
+
+    Models of common layers take the fast way of `theory.tangents`; others cost more: double
+    backward passes, after a jvp where rows interact.
     """
 
     needs_mean = True
@@ -244,6 +252,11 @@ def _coupled(model: nn.Module) -> bool:
         isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         for module in model.modules()
     )
+
+
+def _synchronised(model: nn.Module) -> bool:
+    """Whether batch norm takes its statistics from the batches of all processes."""
+    return any(isinstance(m, nn.SyncBatchNorm) and m.training for m in model.modules())
 
 
 @contextmanager
