@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from figures import check_approx, deformations, training
+from figures import check_approx, deformations, losses, training
+from figures.runs import read_runs
 from theory.command import run_command
 from theory.report import read_reports
 
@@ -34,7 +35,9 @@ def run(config: Config) -> int:
     path = config.record
     folder = config.out or (path if path.is_dir() else path.parent)
     if path.is_dir() or path.suffix == ".jsonl":
-        paths = training.save(folder, training.read(path))
+        paths = losses.save(folder, losses.read(path))
+        if any(run["checks"] for run in read_runs(path)):
+            paths += training.save(folder, training.read(path))
     elif path.name == "robustness.json":
         paths = deformations.save(folder, deformations.read(path))
     else:

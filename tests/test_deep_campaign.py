@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import deep.campaign
-from deep.campaign import Config, main, plan
+from deep.campaign import Config, main, plan, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """
@@ -66,6 +66,37 @@ def test_every_run_stands_in_the_record_with_its_log_and_checks(finished):
         assert run["result"]["last"] == run["log"][-1]
         assert run["recipe"]["width"] == 4
         assert run["result"]["environment"]["commit"]
+
+
+def test_the_table_is_of_means_and_standard_deviations_over_seeds():
+    def run(objective, seed, error, cosine):
+        line = {"test_error": error, "test_loss": 10 * error, "train_loss": 0.5}
+        check = {
+            "relative_error": {"value": 2.0}, "pearson": {"value": None},
+            "alignment": None if cosine is None else {"cosine_abs_q": cosine},
+        }  # fmt: skip
+        result = {"last": line, "best_on_validation": None, "best_on_test": line}
+        return {"recipe": {"objective": objective, "seed": seed}, "result": result,
+                "checks": [{"relative_error": {"value": 9.0}}, check]}  # fmt: skip
+
+    runs = [run("erm", 0, 0.1, 0.5), run("erm", 1, 0.2, None), run("mixup", 0, 0.3, 0.25)]
+    _, _, erm, mixup, *notes = table(runs).splitlines()
+    # The standard deviation of 10 and 20 is √50 = 7.07.
+    expected = "erm 2 15.00 ± 7.07 – 15.00 ± 7.07 1.500 ± 0.707 0.500 ± 0.000 2.00 ± 0.00 – 0.50"
+    assert erm.split() == expected.split()
+    assert mixup.split() == [
+        "mixup",
+        "1",
+        "30.00",
+        "–",
+        "30.00",
+        "3.000",
+        "0.500",
+        "2.00",
+        "–",
+        "0.25",
+    ]
+    assert "chosen on the test set" in notes[1]
 
 
 def test_finished_runs_are_not_trained_again(finished, recipe, capsys):
