@@ -157,6 +157,10 @@ def test_a_network_that_gives_nan_is_refused():
         ({"targets": torch.ones(3, 4)}, "one row of targets each"),
         ({"mean": torch.zeros(1)}, "mean of one input's shape"),
         ({"x": torch.zeros(4, 6), "mean": torch.zeros(6)}, "cannot take a batch"),
+        ({"targets": torch.full((4, 3), 1 / 3)}, "rows of 4 columns"),
+        ({"targets": torch.ones(4, 4)}, "do not sum to one"),
+        ({"targets": torch.full((4, 4), math.nan)}, r"outside \[0, 1\] or NaN"),
+        ({"targets": torch.tensor([0, 1, 2, 4])}, "labels run from 0 to 4"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(changed, complaint):

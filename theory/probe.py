@@ -30,8 +30,8 @@ from theory.corrections import (
 )
 from theory.errors import InputError
 from theory.first_order import FirstOrder, first_order, first_order_coupled
-from theory.losses import Head
-from theory.network import BatchNormMode, Function, evaluating
+from theory.losses import Head, as_targets
+from theory.network import BatchNormMode, Function, count_logits, evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Rows = Callable[[int], None]
@@ -211,7 +211,9 @@ def measure_probe(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: it must be at least 1")
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
-    x, targets, mean = (part.to(like.device, like.dtype) for part in (x, targets, mean))
+    x, mean = (part.to(like.device, like.dtype) for part in (x, mean))
+    classes = count_logits(model, x[:1])
+    targets = as_targets(targets.to(x.device), classes, head, dtype=x.dtype)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return zip(x.split(batch_size), targets.split(batch_size), strict=True)
