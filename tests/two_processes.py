@@ -32,7 +32,11 @@ class FrozenNorm(nn.BatchNorm1d):
 
 
 class StagedNet(nn.Module):
-    """Linear layers in two stages, normalised by frozen or the batch's statistics or not at all."""
+    """Two stages, normalised by frozen or the batch's statistics or not at all.
+
+    Batch norm straight after a linear layer would undo a common move towards the mean: q would be
+    zero but for its eps.
+    """
 
     def __init__(self, norm: Norm):
         super().__init__()
@@ -44,7 +48,7 @@ class StagedNet(nn.Module):
                 nn.init.uniform_(layer.running_mean, -0.5, 0.5)
                 nn.init.uniform_(layer.running_var, 0.5, 2.0)
                 nn.init.uniform_(layer.weight, 0.5, 2.0)
-                layers.insert(1, layer)
+                layers.append(layer)
             self.stages.append(layers)
         self.linear = nn.Linear(8, 3)
 
