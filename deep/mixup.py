@@ -16,6 +16,9 @@ binary cross-entropy on softmax outputs, Mixup and MixupE cross-entropy. `loss="
 the baselines so; the default is cross-entropy for all.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -39,7 +42,8 @@ class ERM(nn.Module):
         model: Maps a batch of inputs to logits.
         head: Which loss ℓ, see `theory.losses`.
         loss_form: "cross-entropy" for that ℓ, or "bce-softmax" for binary cross-entropy between the
-            softmax and the target, averaged over examples AND classes as PyTorch's `BCELoss` is.
+            softmax and the target, averaged over examples AND classes as PyTorch's `BCELoss` is
+            (which also cuts each logarithm off at −100; nothing is cut off here).
 
     Attributes:
         accuracy: Of the last batch's predictions, a detached scalar: the mean weight that a
@@ -197,7 +201,8 @@ class ManifoldMixup(Mixup):
     The input, the output of the first stage or that of the second, with equal chances; labels are
     mixed by the same λ (Verma et al., ICML 2019). Which layers those are, `mixing_layers` says.
     Arguments and errors as for `Mixup`; each forward pass draws λ, the permutation, then the layer,
-    and raises InputError if that layer does not run exactly once in it.
+    and raises InputError if that layer does not run exactly once in it. With `torch.compile` only
+    passes that mix the input are compiled.
     """
 
     def __init__(self, model: nn.Module, *arguments: object, **options: object):
@@ -214,13 +219,19 @@ class ManifoldMixup(Mixup):
             return self.risk(self.logits(mixing(x)), mixing(targets))
         calls: list[Tensor] = []
 
-        def mix(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        def mix(module: nn.Module, inputs: object, output: object) -> Tensor:
+            if not isinstance(output, Tensor) or output.shape[:1] != x.shape[:1]:
+                raise InputError(
+                    f"mixing layer {place} of {type(self.model).__name__} does not return one "
+                    "tensor with a row an example: name others in mixing_layers"
+                )
             calls.append(mixing(output))
             return calls[-1]
 
         handle = self._layers[place - 1].register_forward_hook(mix)
         try:
-            logits = self.logits(x)
+            with uncompiled():  # compiled graphs do not notice hooks
+                logits = self.logits(x)
         finally:
             handle.remove()
         if len(calls) != 1:
@@ -243,9 +254,20 @@ def mixing_layers(model: nn.Module) -> list[nn.Module]:
     stages = getattr(model, "stages", None)
     if layers is None and isinstance(stages, nn.Sequential):
         layers = list(stages)[:2]
-    if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
+    named = isinstance(layers, (list, tuple, nn.ModuleList)) and len(layers) > 0
+    if not named or not all(isinstance(layer, nn.Module) for layer in layers):
         raise InputError(
             f"{type(model).__name__} does not say where Manifold Mixup may mix: give it an "
             "attribute mixing_layers, a list of its modules, or train it by mixup"
         )
     return list(layers)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs modules as they stand although they were given to `torch.compile`."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

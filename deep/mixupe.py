@@ -22,7 +22,7 @@ g = ∇h(f) the predicted probabilities, q = (g − y)ᵀ J (x̄' − x), q̂ = 
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -30,13 +30,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deep.mixup import Lam, Mixup
+from deep.mixup import Lam, Mixup, uncompiled
 from deep.processes import mean_over_processes
 from theory.errors import InputError
 from theory.first_order import coupled_abs_q, first_order, q_hat
 from theory.losses import Head, probabilities
 from theory.mixing import relabelled_law
-from theory.network import derivative_rules
+from theory.network import derivative_rules, differentiable_kernels
 from theory.tangents import value_and_tangent
 
 Statistics = Literal["update", "freeze"]
@@ -92,6 +92,8 @@ class MixupE(Mixup):
             raise InputError("exact q needs the mean of the training inputs: pass mean")
         self.eta, self.tau, self.clean_statistics = eta, tau, clean_statistics
         self.mean_a = relabelled_law(alpha, beta).moment(1)
+        if mean is not None:
+            mean = mean.to(next(model.parameters(), mean))  # in the network's type, on its device
         self.register_buffer("mean", mean if self.needs_mean else None, persistent=False)
 
     def forward(
@@ -99,11 +101,14 @@ class MixupE(Mixup):
     ) -> Float[Tensor, ""]:
         """The scalar to minimise, in nats; arguments as for `ERM.forward`."""
         mixup_loss = super().forward(x, targets)
-        if self.clean_statistics == "update":
+        with ExitStack() as stack:
+            if self.clean_statistics == "freeze":
+                stack.enter_context(frozen_statistics(self.model))
+            if self.needs_mean:
+                # Neither fused kernels nor compiled graphs have second derivatives.
+                stack.enter_context(differentiable_kernels(self.model))
+                stack.enter_context(uncompiled())
             penalty = self.penalty(x, targets)
-        else:
-            with frozen_statistics(self.model):
-                penalty = self.penalty(x, targets)
         total = mixup_loss + self.eta * self.mean_a * penalty
         mixed, whole = mean_over_processes(torch.stack([mixup_loss, total]))
         # Both vanish at a perfect fit (in round-off): 0/0, and there is nothing to rescale.
@@ -116,7 +121,7 @@ class MixupE(Mixup):
 
     def below(self, values: Tensor) -> Tensor:
         """The mean of the values below τ over all of the batch, those left out counting as zero."""
-        return torch.where(values < self.tau, values, 0.0).mean()
+        return torch.where(values >= self.tau, 0.0, values).mean()  # a NaN stays
 
     def q_of_constant_residual(self, x: Tensor, targets: Tensor) -> Tensor:
         """q with g − y detached: rows of the gradient of ⟨f, g − y⟩ in x, times x̄' − x.

@@ -38,6 +38,10 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             if isinstance(error, InputError) or _is_about_derivatives(error):
                 raise
+            if "more than 1 value per channel" in str(error):
+                raise InputError(
+                    "batch norm cannot normalise a batch of one example: use at least two"
+                ) from error
             raise InputError(
                 f"the model cannot take a batch of shape {tuple(x.shape)} and type {x.dtype} "
                 f"({_first_line(error)}): give it the inputs it was built for"
@@ -114,7 +118,7 @@ def evaluating(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator
                     # Without running statistics PyTorch's batch norm uses the batch's, also in
                     # evaluation mode, and has nothing that it could update.
                     module.running_mean = module.running_var = None
-        with _differentiable_kernels(model):
+        with differentiable_kernels(model):
             yield logits_function(model)
     finally:
         for module, mean, var in statistics:
@@ -124,7 +128,7 @@ def evaluating(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator
 
 
 @contextmanager
-def _differentiable_kernels(model: nn.Module) -> Iterator[None]:
+def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     """Keeps attention and recurrent layers off fused kernels without forward or second derivatives.
 
     Convolutions keep theirs, which have both and are much faster.
