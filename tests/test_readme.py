@@ -124,9 +124,17 @@ def test_the_library_example_runs_as_it_stands(tmp_path):
 
 
 def test_flags_named_in_the_readme_exist():
-    named = set(re.findall(r"(--[a-z][a-z0-9.-]+)", README)) - {"--index-url", "--help"}
+    named = set(re.findall(r"(--[a-z][a-z0-9.-]+)", README)) - {
+        "--index-url",
+        "--help",
+        "--nproc-per-node",
+    }
     known = ""
-    for command in (["theory.check_approx"], ["theory.generalization"], ["toy", "bias"]):
+    commands = (
+        ["theory.check_approx"], ["theory.generalization"], ["toy", "bias"], ["deep.train"],
+        ["deep.campaign"], ["deep.robustness"],
+    )  # fmt: skip
+    for command in commands:
         known += subprocess.run(
             [sys.executable, "-m", *command, "--help"],
             capture_output=True, text=True, cwd=ROOT, timeout=300, check=True,
