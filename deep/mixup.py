@@ -16,9 +16,6 @@ binary cross-entropy on softmax outputs, Mixup and MixupE cross-entropy. `loss="
 the baselines so; the default is cross-entropy for all.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -29,7 +26,7 @@ from deep.processes import gather, rank, world_size
 from theory.errors import InputError
 from theory.losses import Head, loss
 from theory.mixing import beta_law
-from theory.network import logits_function
+from theory.network import logits_function, uncompiled
 
 Lam = Literal["batch", "sample"]
 LossForm = Literal["cross-entropy", "bce-softmax"]
@@ -261,13 +258,3 @@ def mixing_layers(model: nn.Module) -> list[nn.Module]:
             "attribute mixing_layers, a list of its modules, or train it by mixup"
         )
     return list(layers)
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Runs modules as they stand although they were given to `torch.compile`."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deep.mixup import Lam, Mixup, uncompiled
+from deep.mixup import Lam, Mixup
 from deep.processes import mean_over_processes
 from theory.errors import InputError
 from theory.first_order import coupled_abs_q, first_order, q_hat
@@ -105,9 +105,7 @@ class MixupE(Mixup):
             if self.clean_statistics == "freeze":
                 stack.enter_context(frozen_statistics(self.model))
             if self.needs_mean:
-                # Neither fused kernels nor compiled graphs have second derivatives.
                 stack.enter_context(differentiable_kernels(self.model))
-                stack.enter_context(uncompiled())
             penalty = self.penalty(x, targets)
         total = mixup_loss + self.eta * self.mean_a * penalty
         mixed, whole = mean_over_processes(torch.stack([mixup_loss, total]))

@@ -6,6 +6,7 @@ derivative faults out of the results.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -129,9 +130,10 @@ def evaluating(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator
 
 @contextmanager
 def differentiable_kernels(model: nn.Module) -> Iterator[None]:
-    """Keeps attention and recurrent layers off fused kernels without forward or second derivatives.
+    """Keeps passes off fused kernels and compiled graphs without forward or second derivatives.
 
-    Convolutions keep theirs, which have both and are much faster.
+    That is attention's and recurrent layers' kernels; convolutions keep theirs, which have both and
+    are much faster.
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     libraries: Any = (torch.backends.mkldnn, torch.backends.cudnn) if recurrent else ()
@@ -141,12 +143,22 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for library in libraries:
             library.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), uncompiled():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for library, was_enabled in zip(libraries, enabled, strict=True):
             library.enabled = was_enabled
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs modules as they stand although they were given to `torch.compile`."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
