@@ -2,27 +2,31 @@
 
 Also that the n² computation's memory is flat.
 
-PreActResNet-18, evaluation mode, batch 16, float32, 3 × 32 × 32 inputs.
+PreActResNet-18, evaluation mode, batch 16, float32, 3 × 32 × 32 inputs; the check that training
+runs (`theory.probe`) on 256 examples.
 """
 
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import emit, interleaved
 from deep.models import build_model
-from theory.alignment import gradient_alignment
+from theory.agreement import compare
 from theory.attribution import LayerShares
 from theory.corrections import difference_quotient
 from theory.first_order import directional_q, first_order, loss_gradient, q_hat
 from theory.losses import loss
 from theory.network import Function, evaluating
+from theory.probe import measure_probe
 from theory.regularizer import mixup_risk
 
 BATCH = 16
+PROBE = 256
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def main() -> None:
         ("exact q as a penalty, by double backward", "penalty vjp", None),
     ):
         emit(name, seconds, contestant, "forward", goal, settings)
-    _emit_alignment(model)
+    _emit_probe(model)
     _emit_memory()
 
 
@@ -85,25 +89,39 @@ def _contestants(model: nn.Module, f: Function, x: Tensor, targets: Tensor, mean
     }
 
 
-def _emit_alignment(model: nn.Module) -> None:
-    """A check's gradient alignment, over forward passes of the same examples."""
-    x = torch.randn(64, 3, 32, 32)
-    targets = torch.eye(10)[torch.arange(64) % 10]
-    batches = list(zip(x.split(32), targets.split(32), strict=True))
+def _emit_probe(model: nn.Module) -> None:
+    """The check inside training, over forward passes of the same examples."""
+    torch.manual_seed(0)
+    x = torch.randn(PROBE, 3, 32, 32)
+    targets = torch.eye(10)[torch.arange(PROBE) % 10]
+    mean = x.mean(0)
+    batches = zip(x.split(32), targets.split(32), strict=True)
+    with evaluating(model) as f:
+        terms = [first_order(f, *batch, mean) for batch in batches]
+    q, estimate = (
+        torch.cat([getattr(t, name) for t in terms]).double().numpy() for name in ("q", "q_hat")
+    )
 
     def forward() -> None:
-        with torch.no_grad():
-            for piece, _ in batches:
+        with torch.no_grad(), evaluating(model) as f:
+            for piece in x.split(32):
                 f(piece)
 
-    with evaluating(model) as f:
-        contestants = {
-            "forward": forward,
-            "alignment": lambda: gradient_alignment(model, f, batches, x.mean(0)),
-        }
-        seconds = interleaved(contestants, rounds=5)
-    emit("gradient alignment by double backward", seconds, "alignment", "forward", 14.0,
-         "PreActResNet-18, 64 examples in batches of 32")  # fmt: skip
+    def probe(gradients: bool) -> dict[str, Any]:
+        return measure_probe(model, x, targets, mean, batch_size=32, gradients=gradients)
+
+    contestants = {
+        "forward": forward,
+        "intervals": lambda: compare(q, estimate),
+        "probe": lambda: probe(gradients=False),
+        "probe with gradients": lambda: probe(gradients=True),
+    }
+    seconds = interleaved(contestants, rounds=3)
+    settings = f"PreActResNet-18, {PROBE} examples in batches of 32"
+    emit("check inside training", seconds, "probe", "forward", 4.0, settings)
+    emit("check inside training, with gradient alignment by double backward", seconds,
+         "probe with gradients", "forward", 14.0, settings)  # fmt: skip
+    emit("bootstrap intervals of one comparison", seconds, "intervals", "forward", None, settings)
 
 
 def _emit_memory() -> None:

@@ -80,10 +80,12 @@ def pgd(
         raise InputError(f"epsilon is {epsilon}: it is in pixel units, from 0 to 1")
     if steps < 1 or not 0 <= step_size <= 1:
         raise InputError(f"{steps} steps of size {step_size}: at least 1, of size 0 to 1")
+    if len(x) == 0:
+        return x.clone()
     device = next((p.device for p in model.parameters()), x.device)
     shift, scale = (v.to(device, x.dtype)[:, None, None] for v in (mean, std))
     attacked = []
-    with evaluating(model) as f:
+    with evaluating(model) as f, torch.enable_grad():
         for which in torch.arange(len(x)).split(batch_size):
             pixels = x[which].to(device) * scale + shift
             truth = labels[which].to(device)
@@ -100,4 +102,4 @@ def pgd(
                 (slope,) = torch.autograd.grad(loss(logits, targets, head).sum(), moved)
                 moved = (moved.detach() + step_size * slope.sign()).clamp(low, high)
             attacked.append(((moved - shift) / scale).to(x))
-    return torch.cat(attacked) if attacked else x.clone()
+    return torch.cat(attacked)

@@ -51,10 +51,9 @@ class SyncBatchNorm(_BatchNorm):
             return
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        if self.momentum is None:  # then they are the means over all batches
-            factor = 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-        else:
-            factor = self.momentum
+        # Without a momentum they are the means over all batches.
+        count_of = self.num_batches_tracked
+        factor = 1 / float(count_of) if self.momentum is None else self.momentum  # type: ignore[arg-type]
         self.running_mean.lerp_(mean, factor)
         self.running_var.lerp_(variance * count / (count - 1), factor)
 

@@ -9,6 +9,7 @@ where it was, also after a kill. Results gather in runs.jsonl, one line a finish
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ from theory.record import (
     write_atomically,
     write_json,
 )
+from theory.report import align
 
 PROG = "python -m deep.campaign"
 PLAN, RUNS = "campaign.json", "runs.jsonl"
@@ -106,6 +108,7 @@ def plan(config: Config) -> dict[str, Any]:
             epoch fits the budget.
     """
     _check(config)
+    config_of_recipe(config.recipe).check()
     asked = {"recipe": config.recipe, "objectives": list(config.objectives),
              "seeds": list(config.seeds)}  # fmt: skip
     path = config.folder / PLAN
@@ -221,13 +224,9 @@ def carry_out(config: Config, planned: Mapping[str, Any]) -> dict[str, str]:
     runs = [
         Run(objective, seed) for seed in planned["seeds"] for objective in planned["objectives"]
     ]
-    state = {run.name: "waiting" for run in runs}
-    waiting = []
-    for run in runs:
-        if (config.folder / run.name / RESULT).exists():
-            state[run.name] = "done"
-        else:
-            waiting.append(run)
+    done = gather(config.folder, runs)
+    waiting = [run for run in runs if run.name not in done]
+    state = {run.name: "done" if run.name in done else "waiting" for run in runs}
     end = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
     environ = {**os.environ, "OMP_NUM_THREADS": str(planned["threads"])}
     active: dict[Run, subprocess.Popen] = {}
@@ -277,7 +276,8 @@ def _stop_on_signal() -> Iterator[list[int]]:
 def _outcome(folder: Path, code: int) -> str:
     if code == 0:
         return "done"
-    if code in (130, 143):
+    # Negative: the signal came before the run could listen, and it had nothing to save.
+    if code in (130, 143, -signal.SIGTERM, -signal.SIGINT):
         return "stopped"
     lines = (folder / "output.txt").read_text(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "no output")
@@ -325,6 +325,51 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What the runs came to, a row an objective: mean ± standard deviation over its seeds.
+
+    Args:
+        runs: Lines of runs.jsonl.
+    """
+    rows = [[
+        "objective", "runs", "test error [%]", "at best validation", "at best test*", "test loss",
+        "train loss", "error of q̂", "corr(q, q̂)", "cos ∇",
+    ]]  # fmt: skip
+    for objective in dict.fromkeys(run["recipe"]["objective"] for run in runs):
+        own = [run for run in runs if run["recipe"]["objective"] == objective]
+        results = [run["result"] for run in own]
+        checks = [run["checks"][-1] for run in own if run["checks"]]
+        alignments = [check["alignment"] for check in checks if check["alignment"]]
+        rows.append([
+            objective,
+            str(len(own)),
+            _spread([100 * r["last"]["test_error"] for r in results], 2),
+            _spread([100 * r["best_on_validation"]["test_error"]
+                     for r in results if r["best_on_validation"]], 2),
+            _spread([100 * r["best_on_test"]["test_error"] for r in results], 2),
+            _spread([r["last"]["test_loss"] for r in results], 3),
+            _spread([r["last"]["train_loss"] for r in results], 3),
+            _spread([check["relative_error"]["value"] for check in checks], 2),
+            _spread([check["pearson"]["value"] for check in checks], 2),
+            _spread([alignment["cosine_abs_q"] for alignment in alignments], 2),
+        ])  # fmt: skip
+    notes = [
+        "mean ± standard deviation over seeds; last epoch where nothing else is said; losses in "
+        "nats, clean examples",
+        "* chosen on the test set: what selection could give at best, no result",
+        "q̂ on the probe at the end: ‖q − q̂‖ / ‖q‖, Pearson's r, cos(∇mean|q|, ∇mean|q̂|)",
+    ]
+    return "\n".join([*align(rows), *notes])
+
+
+def _spread(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}f}{spread}"
+
+
 def run(config: Config) -> int:
     """Plans, trains, prints; the exit code: 0 done or out of time, 1 if a run failed."""
     planned = plan(config)
@@ -333,6 +378,9 @@ def run(config: Config) -> int:
     for objective, seconds in planned.get("seconds", {}).items():
         print(f"  {objective:<20} {seconds:8.1f} s an epoch, {planned['threads']} thread(s)")
     state = carry_out(config, planned)
+    finished = read_lines(config.folder / RUNS)
+    if finished:
+        print(f"\n{table(finished)}\n")
     done = sum(outcome == "done" for outcome in state.values())
     print(f"{done} of {count} runs are done: {config.folder / RUNS}")
     failed = [name for name, outcome in state.items() if outcome.startswith("failed")]

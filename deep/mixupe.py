@@ -200,8 +200,11 @@ class Exact(MixupE):
     """P = 1/n Σ |q|, what the talk's penalty approximates.
 
     Where batch norm normalises by the batch, q is the batch's own: the derivative of each loss
-    while all examples move towards x̄' together. Models of common layers take the fast way of
-    `theory.tangents`, others take double backward passes, which cost more.
+    while all examples move towards x̄' together. Where a fully connected layer stands before the
+    first batch norm and nothing bypasses both, the norm undoes the move: P is zero but for its eps.
+
+    Models of common layers take the fast way of `theory.tangents`; others cost more: double
+    backward passes.
     """
 
     needs_mean = True

@@ -16,7 +16,7 @@ from torch import nn
 from deep.checkpoint import load_weights, save_weights
 from theory.errors import InputError
 
-WEIGHTS, STATE = "weights.safetensors", "state.pt"
+WEIGHTS, STATE, SUMS = "weights.safetensors", "state.pt", "SHA256SUMS"
 
 
 class Checkpoints:
@@ -51,11 +51,11 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
             save_weights(model, partial / WEIGHTS)
-            sums = {"sha256": hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()}
             buffer = io.BytesIO()  # so that a full disk is an OSError
-            torch.save({**state, **sums}, buffer)
+            torch.save(state, buffer)
             (partial / STATE).write_bytes(buffer.getbuffer())
-            for path in (partial / WEIGHTS, partial / STATE, partial):
+            (partial / SUMS).write_text(_sums(partial))
+            for path in (partial / WEIGHTS, partial / STATE, partial / SUMS, partial):
                 _to_disk(path)
             if target.exists():  # a damaged one that a resumed run fell back from
                 shutil.rmtree(target)
@@ -113,24 +113,23 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _sums(path: Path) -> str:
+    """Both files' SHA-256, as `sha256sum` prints and checks them."""
+    files = (WEIGHTS, STATE)
+    sums = [hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files]
+    return "".join(f"{digest}  {name}\n" for digest, name in zip(sums, files, strict=True))
+
+
 def _read_state(path: Path) -> dict[str, Any]:
-    """The state of one checkpoint, once its weights are known to be what was saved with it."""
-    damaged = f"{path} is truncated or damaged"
+    """The state of one checkpoint, once both files are known to be what was saved."""
     try:
-        weights = (path / WEIGHTS).read_bytes()
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+        if (path / SUMS).read_text() != _sums(path):
+            raise InputError(f"{path} is truncated or damaged")
+        return torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path / STATE} holds more than tensors and numbers") from error
-    except Exception as error:
-        # A damaged file can break the parser anywhere, and it promises no type of exception.
-        raise InputError(damaged) from error
-    if not isinstance(state, dict) or "sha256" not in state:
-        raise InputError(damaged)
-    if state.pop("sha256") != hashlib.sha256(weights).hexdigest():
-        raise InputError(damaged)
-    return state
 
 
 def _to_disk(path: Path) -> None:

@@ -108,6 +108,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise InputError(f"{name} is {value}: it must be at least {bound}")
+        if self.seed >= 2**63:
+            raise InputError(f"seed is {self.seed}: it must be below 2^63")
         for name in ("epsilon", "step_size"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -142,6 +144,12 @@ def candidates(config: Config) -> list[Candidate]:
         if missing:
             raise InputError(
                 f"{folder / RECIPE} lacks {', '.join(sorted(missing))}: is it a run's?"
+            )
+        kinds = {"model": str, "width": int | None, "data": str, "objective": str, "seed": int}
+        wrong = [name for name, kind in kinds.items() if not isinstance(recipe[name], kind)]
+        if wrong:
+            raise InputError(
+                f"{folder / RECIPE}: {wrong[0]} is {recipe[wrong[0]]!r}: restore what was there"
             )
         if not (folder / WEIGHTS).exists():
             raise InputError(f"{folder} has no {WEIGHTS}: let its training end first")
@@ -196,9 +204,11 @@ def measure(
     numbers = torch.arange(len(x), device=x.device)
 
     def deformed(deformation: Deformation, which: Tensor = numbers) -> Tensor:
-        return deform(
-            x[which], deformation, which, fill=fill, seed=config.seed, shear=config.shear
-        )  # fmt: skip
+        parts = which.split(config.batch_size)
+        return torch.cat([
+            deform(x[part], deformation, part, fill=fill, seed=config.seed, shear=config.shear)
+            for part in parts
+        ])  # fmt: skip
 
     def on_grid(kind: Any, amount: float) -> Tensor:
         both = torch.empty_like(x)

@@ -141,8 +141,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         InputError: If it cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}): is it a folder of deep.train?") from error
 

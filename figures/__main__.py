@@ -1,4 +1,4 @@
-"""Command: `python -m figures report.json` draws the figures of a recorded check anew."""
+"""Command: `python -m figures RECORD` draws the figures of what was recorded."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from figures.check_approx import save
+from figures import check_approx, deformations, losses, training
+from figures.runs import read_runs
 from theory.command import run_command
 from theory.report import read_reports
 
@@ -16,23 +17,34 @@ PROG = "python -m figures"
 
 @dataclass(frozen=True)
 class Config:
-    """Draw the figures of a check from its record."""
+    """Draw the figures of a record: a check, training runs, or robustness."""
 
-    report: tyro.conf.Positional[Path]
-    """A report.json that `python -m theory.check_approx` or `Report.to_json` wrote"""
+    record: tyro.conf.Positional[Path]
+    """report.json of theory.check_approx or `Report.to_json`; a folder of deep.train, or runs.jsonl
+    of deep.campaign or its folder; robustness.json of deep.robustness"""
     out: Path | None = None
     """Folder for the figures; the record's own if not given"""
     overview: bool = False
-    """Draw only the overview"""
+    """Of a check: draw only the overview"""
     debug: bool = False
     """Show the traceback of an error"""
 
 
 def run(config: Config) -> int:
     """Reads, draws, names the files."""
-    names = ["overview"] if config.overview else None
-    for path in save(config.out or config.report.parent, read_reports(config.report), names):
-        print(path)
+    path = config.record
+    folder = config.out or (path if path.is_dir() else path.parent)
+    if path.is_dir() or path.suffix == ".jsonl":
+        paths = losses.save(folder, losses.read(path))
+        if any(run["checks"] for run in read_runs(path)):
+            paths += training.save(folder, training.read(path))
+    elif path.name == "robustness.json":
+        paths = deformations.save(folder, deformations.read(path))
+    else:
+        names = ["overview"] if config.overview else None
+        paths = check_approx.save(folder, read_reports(path), names)
+    for drawn in paths:
+        print(drawn)
     return 0
 
 

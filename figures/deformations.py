@@ -1,27 +1,22 @@
-"""Command: `python -m figures.deformations robustness.json` draws accuracy on deformed images.
+"""Accuracy on deformed and attacked images, from a record of `python -m deep.robustness`.
 
 Above, accuracy on each test set, the objectives side by side; below, where the record has curves,
 accuracy against angle and zoom.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures.style import COLORS, style
-from theory.command import run_command
 from theory.errors import InputError
 from theory.record import write_atomically
 
-PROG = "python -m figures.deformations"
 _CURVES = {"rotation": "angle of rotation, ±   [°]", "shear": "angle of shear, ±   [°]",
            "zoom": "zoom z   (z < 1 enlarges)"}  # fmt: skip
 
@@ -114,39 +109,29 @@ def _colors(groups: Sequence[Any]) -> list[Any]:
     return [COLORS[k % len(COLORS)] for k in range(len(groups))]
 
 
-@dataclass(frozen=True)
-class Config:
-    """Draw accuracy on deformed and attacked images."""
+def read(path: Path) -> dict[str, Any]:
+    """A record of `python -m deep.robustness`.
 
-    record: tyro.conf.Positional[Path]
-    """A robustness.json that `python -m deep.robustness` wrote"""
-    out: Path | None = None
-    """The figure's file; deformations.png beside the record if not given"""
-    debug: bool = False
-    """Show the traceback of an error"""
-
-
-def run(config: Config) -> int:
-    """Reads, draws, names the file."""
+    Raises:
+        InputError: If the file cannot be read or is no such record.
+    """
     try:
-        record = json.loads(config.record.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {config.record} ({error}): name a robustness.json"
-        ) from error
-    if not isinstance(record, dict) or not {"groups", "runs", "published"} <= record.keys():
-        raise InputError(f"{config.record} is no record of deep.robustness: name one")
-    out = config.out or config.record.with_name("deformations.png")
-    figure = plot(record)
-    write_atomically(out, figure.savefig)
-    print(out)
-    return 0
+        raise InputError(f"cannot read {path} ({error}): name a robustness.json") from error
+    parts = {"groups", "runs", "published", "data", "samples"}
+    groups = record.get("groups") if isinstance(record, dict) and parts <= record.keys() else None
+    if not groups or not all({"label", "seeds", "measures"} <= group.keys() for group in groups):
+        raise InputError(f"{path} is no record of deep.robustness: name one")
+    return record
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(Config, run, prog=PROG, argv=argv)
+def save(folder: Path, record: Mapping[str, Any]) -> list[Path]:
+    """Draws deformations.png; returns the file.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    path = folder / "deformations.png"
+    write_atomically(path, plot(record).savefig)
+    return [path]

@@ -4,6 +4,7 @@
 compares objectives, `plot_layers` shows which layers break J x = f in one run.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,7 @@ def plot_layers(rows: Sequence[Row], most: int = 6) -> Figure:
         usual = float(np.median(np.abs(whole)))
         if np.abs(whole).max() > 10 * usual > 0:
             # Linear around what is usual, so that one epoch does not flatten all others.
-            left.set_yscale("symlog", linthresh=usual)
-            left.yaxis.set_major_formatter("{x:g}")
+            _linear_below(left, usual)
         left.set(title="Mean share, with its sign", ylabel="nats")
         right.set(title="Mean size of the share", ylabel="nats")
         if sizes.isna().all(axis=None):
@@ -216,7 +216,7 @@ def _panel(ax: Axes, table: pd.DataFrame, objectives: Sequence[str], column: int
         )  # fmt: skip
         if seeds > 1:
             ax.plot(
-                ours["epoch"], ours[column], marker, ms=2, color=color, alpha=0.45, mew=0,
+                ours["epoch"], ours[column], marker, ms=2.5, color=color, alpha=0.55, mew=0,
                 label=f"_seeds of {objective}",
             )  # fmt: skip
     if table[column].isna().all():
@@ -239,9 +239,14 @@ def _scale(ax: Axes, values: pd.Series, kind: str) -> None:
             ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
     elif (found > 0).any():  # a gap that is exactly zero has its place too
-        ax.set_yscale("symlog", linthresh=float(found[found > 0].min()), linscale=0.5)
-        ax.yaxis.set_major_formatter("{x:g}")
+        _linear_below(ax, float(found[found > 0].min()))
         ax.set_ylim(bottom=0)
+
+
+def _linear_below(ax: Axes, size: float) -> None:
+    """A log axis on both sides of a linear one, which ends at the power of ten below size."""
+    ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(size)), linscale=1)
+    ax.yaxis.set_major_formatter("{x:g}")
 
 
 def _draw_learning_rate(ax: Axes, rows: Sequence[Row]) -> None:

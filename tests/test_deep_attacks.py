@@ -132,3 +132,12 @@ def test_bad_input_is_named(bad, message):
     pixels, labels = images()
     with pytest.raises(InputError, match=message):
         pgd(linear_model(), normalised(pixels), labels, mean=MEAN, std=STD, **bad)
+
+
+def test_no_images_and_no_gradients_are_no_obstacle():
+    model, (pixels, labels) = linear_model(), images()
+    x = normalised(pixels)
+    for attack in ATTACKS.values():
+        assert attack(model, x[:0], labels[:0]).shape == (0, 2, 4, 4)
+        with torch.no_grad():
+            assert torch.equal(attack(model, x, labels), attack(model, x, labels))

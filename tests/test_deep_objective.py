@@ -293,11 +293,19 @@ def test_tau_leaves_out_what_is_not_below_it():
         assert penalties[1] != penalties[2]
 
 
-def batch_normed():
+class Cube(nn.Module):
+    """A function without a rule in `theory.tangents`, as in users' models."""
+
+    def forward(self, x):
+        return x**3
+
+
+def batch_normed(first=nn.Tanh):
+    """Not linear before the first batch norm, which would undo a common move towards the mean."""
     torch.manual_seed(2)
     model = nn.Sequential(
-        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5), nn.BatchNorm1d(5),
-        nn.Tanh(), nn.Linear(5, 3),
+        nn.Sequential(nn.Linear(4, 6), first()), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5),
+        nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3),
     ).double()  # fmt: skip
     x = torch.randn(9, 4, dtype=torch.float64, generator=rng(1))
     return model, x, torch.eye(3, dtype=torch.float64)[torch.arange(9) % 3]
@@ -352,6 +360,33 @@ def test_exact_q_through_train_mode_batch_norm_moves_the_whole_batch(way):
         assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-8)
 
 
+def test_exact_q_vanishes_where_batch_norm_follows_a_fully_connected_layer():
+    """x + a(x̄' − x) is affine in x and equal for all examples, which batch norm undoes."""
+    for layers, least, most in (((nn.Tanh(),), 1e-2, 1), ((), 0, 1e-12)):
+        torch.manual_seed(2)
+        norm = nn.BatchNorm1d(6, eps=1e-20)
+        model = nn.Sequential(nn.Linear(4, 6), *layers, norm, nn.Tanh(), nn.Linear(6, 3)).double()
+        _, x, targets = batch_normed()
+        mean = torch.full((4,), 0.2, dtype=torch.float64)
+        objective = build_objective("mixupe-exact", model, mean=mean, generator=rng())
+        assert least <= objective.penalty(x, targets).item() < most
+
+
+@pytest.mark.parametrize("first", [nn.Tanh, Cube])
+def test_exact_q_in_evaluation_mode_is_each_examples_own(first):
+    """Value and gradient by the Jacobian of one example after another."""
+    model, x, targets = batch_normed(first)
+    model.eval()
+    mean = torch.full((4,), 0.2, dtype=torch.float64)
+    objective = build_objective("mixupe-exact", model, mean=mean, generator=rng())
+    parameters = list(model.parameters())
+    found = objective.penalty(x, targets)
+    expected = slow_penalty("exact", model, x, targets, mean, 1.0)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(*(torch.autograd.grad(v, parameters) for v in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_forward_passes_in_bfloat16_point_the_same_way(name, way):
     """Under autocast, through convolutions and train-mode batch norm; and the loss is float32."""
@@ -401,6 +436,21 @@ def test_exact_q_updates_running_statistics_once_and_draws_dropout_once(way):
     torch.manual_seed(5)
     model(x)
     assert torch.equal(after, torch.rand(1))
+
+
+@pytest.mark.parametrize("first", [nn.Tanh, Cube])
+def test_exact_q_works_under_autocast(first):
+    model, x, targets = batch_normed(first)
+    x, targets = x.float(), targets.float()
+    objective = build_objective(
+        "mixupe-exact", model.float(), mean=torch.full((4,), 0.2), generator=rng()
+    )
+    expected = objective.penalty(x, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective.penalty(x, targets)
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=0.05)
+    assert found != expected
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name.startswith("mixupe")])

@@ -152,6 +152,8 @@ def test_spread_over_seeds_and_the_talks_columns():
         (["a", "--samples", "0"], "samples is 0"),
         (["a", "--device", "nowhere"], "cannot be used"),
         (["a", "--fill", "white"], "fill"),
+        (["a", "--seed", str(2**63)], "must be below 2^63"),
+        (["typed"], "width is 'x'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, flags, message):
@@ -160,6 +162,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys,
     make_run(tmp_path / "same-seed")
     make_run(tmp_path / "svhn", data="svhn")
     make_run(tmp_path / "wide", width=9)
+    make_run(tmp_path / "typed")
+    typed = {**RECIPE, "objective": "erm", "seed": 0, "width": "x"}
+    (tmp_path / "typed" / "recipe.json").write_text(json.dumps(typed))
     for name, recipe in (("unfinished", {**RECIPE, "objective": "erm", "seed": 0}), ("bare", {})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.json").write_text(json.dumps(recipe))

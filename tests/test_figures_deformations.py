@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from figures.deformations import draw_accuracies, draw_curve, main, plot
+from figures.__main__ import main
+from figures.deformations import draw_accuracies, draw_curve, plot, read
+from theory.errors import InputError
 
 NAMES = ["clean", "rotation 20", "rotation=0", "rotation=10", "shear=0", "zoom=1"]
 
@@ -69,11 +71,18 @@ def test_panels_follow_the_record(record):
 
 def test_command_writes_beside_the_record_and_names_bad_input(record, tmp_path, capsys):
     path = tmp_path / "robustness.json"
-    assert main([str(path)]) == 2
-    assert "cannot read" in capsys.readouterr().err
-    path.write_text("[]")
-    assert main([str(path)]) == 2
-    assert "no record" in capsys.readouterr().err
+    for text, message in (
+        (None, "cannot read"),
+        ("[]", "no record"),
+        ('{"groups": []}', "no record"),
+        (json.dumps({**record, "groups": []}), "no record"),
+        (json.dumps({**record, "groups": [{"label": "erm"}]}), "no record"),
+    ):
+        if text:
+            path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read(path)
     path.write_text(json.dumps(record))
     assert main([str(path)]) == 0
     assert (tmp_path / "deformations.png").read_bytes()[:4] == b"\x89PNG"
+    assert capsys.readouterr().out == f"{tmp_path / 'deformations.png'}\n"

@@ -30,8 +30,8 @@ from theory.corrections import (
 )
 from theory.errors import InputError
 from theory.first_order import FirstOrder, first_order, first_order_coupled
-from theory.losses import Head
-from theory.network import BatchNormMode, Function, evaluating
+from theory.losses import Head, as_targets
+from theory.network import BatchNormMode, Function, count_logits, evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Rows = Callable[[int], None]
@@ -180,7 +180,7 @@ def measure_probe(
     Deterministic; the model and PyTorch's random state are left as they were.
 
     Args:
-        model: Any module from inputs to logits, on the data's device.
+        model: Any module from inputs to logits; the data is brought to its device and type.
         x: The probe's inputs.
         targets: y, one row an example.
         mean: x̄' = E[x'].
@@ -199,8 +199,21 @@ def measure_probe(
         parameters, or None and the reason in `alignment_note`.
 
     Raises:
-        InputError: If the model gives NaN or infinity, or an operation has no derivative rule.
+        InputError: If the probe's parts do not belong together, the model gives NaN or infinity or
+            cannot take the inputs, or an operation has no derivative rule.
     """
+    if not len(x) or len(x) != len(targets) or mean.shape != x.shape[1:]:
+        raise InputError(
+            f"the probe holds inputs of shape {tuple(x.shape)}, targets of shape "
+            f"{tuple(targets.shape)} and a mean of shape {tuple(mean.shape)}: give at least one "
+            "input, one row of targets each, and a mean of one input's shape"
+        )
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
+    like = next((p for p in model.parameters() if p.is_floating_point()), x)
+    x, mean = (part.to(like.device, like.dtype) for part in (x, mean))
+    classes = count_logits(model, x[:1])
+    targets = as_targets(targets.to(x.device), classes, head, dtype=x.dtype)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return zip(x.split(batch_size), targets.split(batch_size), strict=True)

@@ -133,20 +133,21 @@ def _max_pool(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 _QUESTIONS = {
-    Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__,
-    Tensor.requires_grad.__get__, Tensor.layout.__get__, Tensor.is_cuda.__get__,
-    Tensor.size, Tensor.dim, Tensor.__len__, Tensor.is_floating_point,
+    *(getattr(Tensor, name).__get__
+      for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda")),
+    Tensor.size, Tensor.dim, Tensor.__len__, Tensor.__repr__, Tensor.is_floating_point,
 }  # fmt: skip
 _RULES: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _affine),
     **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum), _average),
     **dict.fromkeys((torch.flatten, Tensor.flatten), _flatten),
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__iadd__, torch.sub, Tensor.sub,
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.add_, torch.sub, Tensor.sub,
                      Tensor.__sub__), _sum),
     **dict.fromkeys((Tensor.float, Tensor.double, Tensor.contiguous), _rowwise),
     **dict.fromkeys((F.avg_pool2d, F.adaptive_avg_pool2d), _rowwise),
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
     **dict.fromkeys((F.batch_norm, F.dropout, torch.tanh, Tensor.tanh, torch.sigmoid,
-                     Tensor.sigmoid, F.softplus, F.silu, F.gelu, F.elu), _symmetric),
+                     Tensor.sigmoid, F.softplus, F.silu, F.gelu, F.elu,
+                     F.leaky_relu), _symmetric),
     **dict.fromkeys((F.max_pool2d, F.max_pool2d_with_indices), _max_pool),
 }  # fmt: skip
