@@ -251,10 +251,10 @@ def mixing_layers(model: nn.Module) -> list[nn.Module]:
     stages = getattr(model, "stages", None)
     if layers is None and isinstance(stages, nn.Sequential):
         layers = list(stages)[:2]
-    named = isinstance(layers, (list, tuple, nn.ModuleList)) and len(layers) > 0
-    if not named or not all(isinstance(layer, nn.Module) for layer in layers):
+    modules = list(layers) if isinstance(layers, (list, tuple, nn.ModuleList)) else []
+    if not modules or not all(isinstance(layer, nn.Module) for layer in modules):
         raise InputError(
             f"{type(model).__name__} does not say where Manifold Mixup may mix: give it an "
             "attribute mixing_layers, a list of its modules, or train it by mixup"
         )
-    return list(layers)
+    return modules
