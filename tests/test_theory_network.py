@@ -119,6 +119,24 @@ def test_batch_mode_equals_training_mode_without_dropout_and_updates_nothing():
         assert not torch.allclose(f(problem.x), trained(problem.x), rtol=1e-3)
 
 
+def test_a_compiled_model_is_read_as_it_stands():
+    """Compiled graphs have no second derivatives and do not notice hooks."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    compiled, mean, seen = Returns(net), X.mean(0), []
+    torch._dynamo.reset()
+    compiled.compile(backend="aot_eager")
+    compiled(X)  # into a graph without hooks
+    results = []
+    for model in (Returns(net), compiled):
+        handle = net[1].register_forward_hook(lambda *_: seen.append(1))
+        with evaluating(model) as f:
+            q = first_order(f, X, Y, mean, create_graph=True).q
+        handle.remove()
+        results.append(torch.autograd.grad(q.sum(), net[0].weight)[0])
+    assert torch.equal(*results)
+    assert len(seen) == 2
+
+
 def test_an_unknown_batch_norm_mode_is_refused():
     # The annotation forbids it under test; the plain function, as users call it, explains.
     with pytest.raises(InputError, match="unknown batch-norm mode 'train'"):
