@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install check test lint format bench clean
+.PHONY: install check test lint format bench wheels clean
 
 install: $(STAMP)
 
@@ -34,6 +34,17 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks first_order
+
+# What training needs besides torch, numpy, scipy and matplotlib, for a machine without network.
+TARGET ?= 3.12
+CARRIED := certifi charset-normalizer docstring_parser idna jaxtyping joblib markdown-it-py mdurl \
+  mpmath packaging pandas pillow platformdirs pooch Pygments python-dateutil requests rich \
+  safetensors scikit-learn seaborn six sympy threadpoolctl tqdm typeguard typing_extensions tyro \
+  urllib3 wadler_lindig
+
+wheels: install
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(TARGET) \
+	  -c constraints.txt -d wheels $(CARRIED)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
