@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deep.campaign import table
+from deep.run_folder import read_lines
 from theory import read_reports
 from theory.report import claims_table, orders_table, segments_summary
 
@@ -90,21 +92,41 @@ def test_the_bounds_rows_are_those_of_the_record():
     assert shown.splitlines()[2:] == [f"| {row} |" for row in rows]
 
 
-def test_the_costs_of_taylor_terms_are_those_of_the_record():
-    path, shown = re.search(r"<!-- costs: (.+) -->\n((?:\|.*\n)+)", README).groups()
+COSTS = re.findall(r"<!-- costs: (.+) -->\n((?:\|.*\n)+)", README)
+CAMPAIGNS = re.findall(r"<!-- campaign: (\S+) -->\n```\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("path", "shown"), COSTS, ids=[path for path, _ in COSTS])
+def test_costs_are_those_of_the_record(path, shown):
     lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
     figures = [json.loads(line) for line in lines]
     assert "+changes" not in figures[0]["commit"]
     rows = [
-        f"| {figure['name']} | {figure['ratio']:.2f} | {figure['goal'] or ''} |"
+        f"| {figure['name']} | {digits(figure['ratio'])} | {figure['goal'] or ''} |"
         for figure in figures[1:]
     ]
     assert shown.splitlines()[2:] == rows
 
 
+def digits(ratio):
+    return f"{ratio:.2f}" if ratio >= 0.05 else f"{ratio:.4f}"
+
+
+@pytest.mark.parametrize(("path", "shown"), CAMPAIGNS, ids=[path for path, _ in CAMPAIGNS])
+def test_campaigns_are_those_of_the_record(path, shown):
+    runs = read_lines(ROOT / path)
+    assert shown == table(runs) + "\n"
+    for run in runs:
+        assert "+changes" not in run["result"]["environment"]["commit"]
+    plan = json.loads((ROOT / path).with_name("campaign.json").read_text(encoding="utf-8"))
+    assert {run["recipe"]["epochs"] for run in runs} == {plan["epochs"]}
+
+
 def test_there_are_tables_to_compare():
     assert ORDERS
     assert TABLES
+    assert COSTS
+    assert CAMPAIGNS
 
 
 def test_links_and_pictures_lead_to_files():
@@ -124,11 +146,9 @@ def test_the_library_example_runs_as_it_stands(tmp_path):
 
 
 def test_flags_named_in_the_readme_exist():
-    named = set(re.findall(r"(--[a-z][a-z0-9.-]+)", README)) - {
-        "--index-url",
-        "--help",
-        "--nproc-per-node",
-    }
+    # pip's, torchrun's, everyone's
+    others = {"--index-url", "--no-index", "--no-deps", "--nproc-per-node", "--help"}
+    named = set(re.findall(r"(--[a-z][a-z0-9.-]+)", README)) - others
     known = ""
     commands = (
         ["theory.check_approx"], ["theory.generalization"], ["toy", "bias"], ["deep.train"],
