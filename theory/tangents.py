@@ -108,6 +108,8 @@ def _symmetric(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None
     if kwargs.pop("inplace", False):
         return None
     value, tangent = x.as_subclass(Tensor).chunk(2)
+    if value.dtype in (torch.bfloat16, torch.float16):
+        value, tangent = value.float(), tangent.float()
     if not value.requires_grad:
         value = value.detach().requires_grad_()
     result = func(value, *args, **kwargs)
