@@ -211,12 +211,15 @@ def _command(config: Config, run: Run, epochs: int) -> list[str]:
     return [sys.executable, "-m", "deep.train", *as_flags(flags)]
 
 
-def carry_out(config: Config, planned: Mapping[str, Any]) -> dict[str, str]:
+def carry_out(
+    config: Config, planned: Mapping[str, Any], received: Sequence[int] = ()
+) -> dict[str, str]:
     """Trains what of the plan is not finished, `jobs` runs at a time.
 
     Args:
         config: The flags.
         planned: As `plan` gave it.
+        received: Grows by the number of each signal that asks to stop.
 
     Returns:
         Name of each run -> "done", or why not: "failed: …", "stopped", "waiting".
@@ -230,38 +233,37 @@ def carry_out(config: Config, planned: Mapping[str, Any]) -> dict[str, str]:
     end = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
     environ = {**os.environ, "OMP_NUM_THREADS": str(planned["threads"])}
     active: dict[Run, subprocess.Popen] = {}
-    with _stop_on_signal() as stopped:
-        while waiting or active:
-            stop = bool(stopped) or time.monotonic() > end
-            while waiting and not stop and len(active) < planned["jobs"]:
-                run = waiting.pop(0)
-                (config.folder / run.name).mkdir(parents=True, exist_ok=True)
-                with (config.folder / run.name / "output.txt").open("a") as output:
-                    active[run] = subprocess.Popen(
-                        _command(config, run, planned["epochs"]), stdout=output, stderr=output,
-                        env=environ, start_new_session=True,
-                    )  # fmt: skip
-                print(f"{run.name}: started", flush=True)
-            if stop:
-                for process in active.values():
-                    process.terminate()
-            for run, process in list(active.items()):
-                code = process.wait() if stop else process.poll()
-                if code is None:
-                    continue
-                del active[run]
-                state[run.name] = _outcome(config.folder / run.name, code)
-                gather(config.folder, runs)
-                print(f"{run.name}: {state[run.name]}", flush=True)
-            if stop:
-                break
-            time.sleep(0.2)
+    while waiting or active:
+        stop = bool(received) or time.monotonic() > end
+        while waiting and not stop and len(active) < planned["jobs"]:
+            run = waiting.pop(0)
+            (config.folder / run.name).mkdir(parents=True, exist_ok=True)
+            with (config.folder / run.name / "output.txt").open("a") as output:
+                active[run] = subprocess.Popen(
+                    _command(config, run, planned["epochs"]), stdout=output, stderr=output,
+                    env=environ, start_new_session=True,
+                )  # fmt: skip
+            print(f"{run.name}: started", flush=True)
+        if stop:
+            for process in active.values():
+                process.terminate()
+        for run, process in list(active.items()):
+            code = process.wait() if stop else process.poll()
+            if code is None:
+                continue
+            del active[run]
+            state[run.name] = _outcome(config.folder / run.name, code)
+            gather(config.folder, runs)
+            print(f"{run.name}: {state[run.name]}", flush=True)
+        if stop:
+            break
+        time.sleep(0.2)
     gather(config.folder, runs)
     return state
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
+def _collected_signals() -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT instead of dying by them."""
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -371,13 +373,18 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def run(config: Config) -> int:
-    """Plans, trains, prints; the exit code: 0 done or out of time, 1 if a run failed."""
+    """Plans, trains, prints; the exit code.
+
+    0 if all is done or --minutes are up, 1 if a run failed, 128 + its number after a signal.
+    """
     planned = plan(config)
     count = len(planned["seeds"]) * len(planned["objectives"])
-    print(f"{count} runs of {planned['epochs']} epochs in {config.folder}", flush=True)
+    of = f"{count} runs, epochs each: {planned['epochs']}"
+    print(f"{of}, in {config.folder}", flush=True)
     for objective, seconds in planned.get("seconds", {}).items():
         print(f"  {objective:<20} {seconds:8.1f} s an epoch, {planned['threads']} thread(s)")
-    state = carry_out(config, planned)
+    with _collected_signals() as received:
+        state = carry_out(config, planned, received)
     finished = read_lines(config.folder / RUNS)
     if finished:
         print(f"\n{table(finished)}\n")
@@ -386,9 +393,11 @@ def run(config: Config) -> int:
     failed = [name for name, outcome in state.items() if outcome.startswith("failed")]
     for name in failed:
         print(f"{name} {state[name]}", file=sys.stderr)
-    if done < count and not failed:
+    if failed:
+        return 1
+    if done < count:
         print("call again to go on")
-    return 1 if failed else 0
+    return 128 + received[0] if received else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from theory.record import check_writable, json_line, write_json
 RECIPE, LOG, CHECKS, RESULT, WEIGHTS = (
     "recipe.json", "log.jsonl", "checks.jsonl", "result.json", "weights.safetensors",
 )  # fmt: skip
+CHECKPOINTS = "checkpoints"
 # What a resumed run cannot change even by force: the saved state would not fit.
 _FIXED = ("model", "width", "data", "optimizer")
 _NAMES = ("recipe", "data_dir")  # where settings and data come from, no settings
@@ -43,7 +44,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: boo
     """
     path, settings = folder / RECIPE, json.loads(json.dumps(settings))
     check_writable(folder)
-    if not path.exists():
+    if not path.exists() or not _trained(folder):
         write_json(path, settings)
         return False
     if not resume:
@@ -69,6 +70,14 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: boo
     if changed:
         write_json(path, settings)
     return ended
+
+
+def _trained(folder: Path) -> bool:
+    """Whether a run left more than its settings; one refused at its start did not."""
+    lines = any(
+        (folder / name).exists() and (folder / name).stat().st_size for name in (LOG, CHECKS)
+    )
+    return lines or (folder / RESULT).exists() or any((folder / CHECKPOINTS).glob("*"))
 
 
 class Log:

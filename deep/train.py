@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,18 @@ from deep.objective import build_objective
 from deep.processes import choose_device, processes, rank, wait_for_first, world_size
 from deep.recipes import Recipe, as_flags, recipe_settings
 from deep.resume import Checkpoints
-from deep.run_folder import CHECKS, LOG, RESULT, WEIGHTS, Log, begin, best, read_lines, read_object
+from deep.run_folder import (
+    CHECKPOINTS,
+    CHECKS,
+    LOG,
+    RESULT,
+    WEIGHTS,
+    Log,
+    begin,
+    best,
+    read_lines,
+    read_object,
+)
 from theory.command import parse_flags, run_command
 from theory.errors import InputError
 from theory.losses import as_targets
@@ -132,7 +143,7 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
     torch.manual_seed(config.seed)
     data = load_images(config.data, config.data_dir)
     model, training, watch = prepare(config, data)
-    checkpoints = Checkpoints(config.folder / "checkpoints", config.keep)
+    checkpoints = Checkpoints(config.folder / CHECKPOINTS, config.keep)
     if config.resume:
         state = checkpoints.load(model, warn=_warn if first else lambda _: None)
         if state is not None:
@@ -153,7 +164,8 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
         for step in training:
             watch.add(step)
             last = step.index + 1 == step.total
-            if first and (last or _completes(step, training, config.check_every)):
+            due = config.check_every > 0 and last
+            if first and (due or _completes(step, training, config.check_every)):
                 watch.check(step.lr)
             if last or _completes(step, training, 1.0):
                 line = watch.log(step) if first else {}
@@ -448,11 +460,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _from_recipe(argv: Sequence[str]) -> Config | None:
     """The configuration that the named recipe gives, for the other flags to override."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--recipe", nargs="?")
-    name = finder.parse_known_args(argv)[0].recipe
-    if name is None:
+    for flag in ("--recipe", "--model", "--width"):
+        finder.add_argument(flag, nargs="?")
+    given = finder.parse_known_args(argv)[0]
+    if given.recipe is None:
         return None
-    return config_of_recipe(name)
+    config = config_of_recipe(given.recipe)
+    if given.width is None and given.model not in (None, config.model):
+        config = replace(config, width=None)  # the recipe's is that of the recipe's network
+    return config
 
 
 def config_of_recipe(name: str) -> Config:

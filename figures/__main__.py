@@ -33,6 +33,8 @@ class Config:
 def run(config: Config) -> int:
     """Reads, draws, names the files."""
     path = config.record
+    if (path / "robustness.json").exists():
+        path /= "robustness.json"
     folder = config.out or (path if path.is_dir() else path.parent)
     if path.is_dir() or path.suffix == ".jsonl":
         paths = losses.save(folder, losses.read(path))

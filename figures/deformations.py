@@ -98,8 +98,8 @@ def plot(record: Mapping[str, Any]) -> Figure:
         single = any(len(group["seeds"]) == 1 for group in record["groups"])
         bars = "± sd over seeds" + (", of a single run 95 % over test images" if single else "")
         figure.suptitle(
-            f"Deformed and attacked test images, {record['data']} "
-            f"({record['samples']} images; mean {bars})",
+            f"Deformed and attacked test images, {record['data']} ({record['samples']} images)\n"
+            f"mean {bars}; (n): runs",
             x=0.01, ha="left", fontweight="bold",
         )  # fmt: skip
     return figure

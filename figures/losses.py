@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from figures.runs import name_of, number, read_runs
 from figures.style import COLORS, style
-from figures.training import MARKERS
+from figures.training import MARKERS, scale_axis
 from theory.errors import InputError
 from theory.record import write_atomically
 
@@ -83,7 +83,8 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
             draw(ax, rows, key, scale)
             ax.set(title=title, xlabel="epoch", ylabel=label)
             if key.endswith("loss"):
-                ax.set_yscale("log")
+                scale_axis(ax, pd.Series([number(row[key]) for row in rows]), "size")
+            ax.set_xlim(left=0)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         seeds = {(row["objective"], row["seed"]) for row in rows}

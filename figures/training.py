@@ -110,7 +110,7 @@ def plot(rows: Sequence[Row]) -> Figure:
         for k, (ax, (title, label, _, kind)) in enumerate(zip(axes[:2].flat, PANELS, strict=True)):
             _panel(ax, table, objectives, k)
             ax.set(title=title, ylabel=label)
-            _scale(ax, table[k], kind)
+            scale_axis(ax, table[k], kind)
         axes[0, 0].axhline(1, color="0.3", lw=0.9, ls="--", label="no better than zero")
         for ax in axes[2]:
             _draw_learning_rate(ax, rows)
@@ -161,6 +161,8 @@ def plot_layers(rows: Sequence[Row], most: int = 6) -> Figure:
     signed, sizes = (_shares(rows, name) for name in ("mean", "mean_abs"))
     # With batch statistics only totals are known.
     largest = (signed.abs() if sizes.isna().all(axis=None) else sizes).mean()
+    # What no layer accounts for is rounding, unless the network hides something from hooks.
+    largest = largest[largest > 1e-3 * largest.max()]
     named = list(largest.nlargest(most).index)
     with style():
         figure = Figure(figsize=(7.2, 4.4))
@@ -185,7 +187,7 @@ def plot_layers(rows: Sequence[Row], most: int = 6) -> Figure:
         if sizes.isna().all(axis=None):
             _say(right, "not known with\nbatch statistics")
         else:
-            _scale(right, pd.Series(sizes[named].to_numpy().ravel()), "size")
+            scale_axis(right, pd.Series(sizes[named].to_numpy().ravel()), "size")
         for ax in axes[1]:
             _draw_learning_rate(ax, rows)
         figure.legend(loc="outside lower center", ncols=3)
@@ -223,7 +225,8 @@ def _panel(ax: Axes, table: pd.DataFrame, objectives: Sequence[str], column: int
         _say(ax, "not measured")
 
 
-def _scale(ax: Axes, values: pd.Series, kind: str) -> None:
+def scale_axis(ax: Axes, values: pd.Series, kind: str) -> None:
+    """The value axis for a "size", logarithmic where it can be, or for a "cosine"."""
     if kind == "cosine":
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set_ylim(-1.05, 1.05)
@@ -233,7 +236,9 @@ def _scale(ax: Axes, values: pd.Series, kind: str) -> None:
         ax.set_yscale("log")
         # A decade or two hold too few powers of ten to read by.
         span = found.max() / found.min()
-        subs = (1, 1.5, 2, 3, 5, 7) if span < 8 else (1, 2, 5) if span < 100 else (1,)
+        near = (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+        few = near if span < 2 else (1, 1.5, 2, 3, 5, 7)
+        subs = few if span < 8 else (1, 2, 5) if span < 100 else (1,)
         ax.yaxis.set_major_locator(LogLocator(subs=subs))
         if found.min() > 1e-4 and found.max() < 1e5:
             ax.yaxis.set_major_formatter("{x:g}")
@@ -253,14 +258,14 @@ def _draw_learning_rate(ax: Axes, rows: Sequence[Row]) -> None:
     """The learning rate at the checks, down to a thousandth of the largest."""
     rates = pd.DataFrame([(row["epoch"], number(row["lr"])) for row in rows]).drop_duplicates()
     for _, same in rates.groupby(rates.groupby(0).cumcount()):  # several, if schedules differ
-        ax.plot(same[0], same[1], color="0.3", lw=1.0)
+        ax.plot(same[0], same[1], ".-", ms=3, color="0.3", lw=1.0)
     top = rates[1].max()
     if top > 0:
         ax.set_yscale("log")
         ax.set_ylim(max(0.7 * rates[1][rates[1] > 0].min(), 1e-3 * top), 1.5 * top)
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=rates[0].max() > 3))
-    ax.set(xlabel="epoch", ylabel="lr")
+    ax.set(xlabel="epoch", ylabel="rate")
 
 
 def _title(figure: Figure, text: str) -> None:

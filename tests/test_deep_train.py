@@ -386,3 +386,18 @@ def test_networks_that_batch_norm_alone_couples_are_built_for_every_objective():
         objective = build_objective(name, model, mean=x.mean(0), generator=generator)
         objective(x, targets).backward()
         assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_run_refused_at_its_start_leaves_the_folder_to_the_corrected_command(net, tmp_path):
+    out = tmp_path / "run"
+    assert main(flags(net, out, "--model", f"{net}:wrong_size")) == 2
+    assert main(flags(net, out, "--epochs", "1", "--objective", "erm")) == 0
+
+
+def test_a_recipes_width_is_that_of_its_own_network(net, tmp_path):
+    shared = ["--recipe", "quick-digits", "--epochs", "0.05", "--check-every", "0"]
+    assert main([*shared, "--model", f"{net}:Net", "--out", str(tmp_path / "own")]) == 0
+    assert json.loads((tmp_path / "own" / "recipe.json").read_text())["width"] is None
+    assert not read_lines(tmp_path / "own" / "checks.jsonl")
+    assert main([*shared, "--model", "mlp", "--width", "3", "--out", str(tmp_path / "mlp")]) == 0
+    assert json.loads((tmp_path / "mlp" / "recipe.json").read_text())["width"] == 3

@@ -122,6 +122,26 @@ def test_campaigns_are_those_of_the_record(path, shown):
     assert {run["recipe"]["epochs"] for run in runs} == {plan["epochs"]}
 
 
+def test_running_statistics_are_compared_as_the_records_say():
+    found = []
+    for clean in ("update", "freeze"):
+        path = ROOT / "results" / "campaign" / "clean-statistics" / clean / "runs.jsonl"
+        runs = read_lines(path)
+        assert {run["recipe"]["clean_statistics"] for run in runs} == {clean}
+        last = [run["result"]["last"] for run in runs]
+        found += [[100 * line["test_error"] for line in last], [line["test_loss"] for line in last]]
+    (error, loss), (frozen_error, frozen_loss) = (
+        [
+            f"{np.mean(v):.{k}f} ± {np.std(v, ddof=1):.{k}f}"
+            for v, k in zip(pair, (2, 3), strict=True)
+        ]
+        for pair in (found[:2], found[2:])
+    )
+    text = " ".join(README.split())
+    assert f"error is {error} % with the update and {frozen_error} % without" in text
+    assert f"test loss {loss} and {frozen_loss}." in text
+
+
 def test_there_are_tables_to_compare():
     assert ORDERS
     assert TABLES
