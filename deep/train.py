@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from deep.augment import crop_and_flip
 from deep.batch_norm import synchronize_batch_norm
 from deep.checkpoint import load_weights, save_weights
 from deep.data.images import ImageData, in_proportion, load_images
-from deep.evaluate import evaluate
 from deep.loop import Augment, Step, Training
 from deep.models import resolve_model
 from deep.objective import build_objective
@@ -38,21 +37,19 @@ from deep.recipes import Recipe, as_flags, recipe_settings
 from deep.resume import Checkpoints
 from deep.run_folder import (
     CHECKPOINTS,
-    CHECKS,
     LOG,
     RESULT,
     WEIGHTS,
-    Log,
     begin,
     best,
     read_lines,
     read_object,
 )
+from deep.watch import Watch
 from theory.command import parse_flags, run_command
 from theory.errors import InputError
 from theory.losses import as_targets
 from theory.network import count_logits
-from theory.probe import measure_probe
 from theory.record import command_line, environment, write_json
 
 PROG = "python -m deep.train"
@@ -185,7 +182,7 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
         checkpoints.remove()
 
 
-def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, "_Watch"]:
+def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, Watch]:
     """The network and its objective, ready to train, and what watches them."""
     device = choose_device(config.device)
     held_out, kept = in_proportion(data.y_train, config.validation, seed=0)
@@ -209,7 +206,7 @@ def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, "_Wat
         "test": (data.x_test, data.y_test),
     }
     on_probe = x[probe].to(device), targets[probe].to(device)
-    return model, training, _Watch(config, model, training, parts, on_probe, mean)
+    return model, training, Watch(config.folder, config, model, training, parts, on_probe, mean)
 
 
 def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module:
@@ -236,97 +233,6 @@ def _augment(config: Config, data: ImageData, device: torch.device) -> Augment |
     return partial(
         crop_and_flip, seed=config.seed, padding=config.crop_padding, flip=config.flip, fill=black
     )
-
-
-class _Watch:
-    """What is measured while a run trains, and the logs that it goes to."""
-
-    def __init__(
-        self,
-        config: Config,
-        model: nn.Module,
-        training: Training,
-        parts: dict[str, tuple[Tensor, Tensor]],
-        probe: tuple[Tensor, Tensor],
-        mean: Tensor,
-    ) -> None:
-        self._config, self._model, self._training, self._mean = config, model, training, mean
-        self._parts, self._probe = parts, probe
-        self._log, self._checks = Log(config.folder / LOG), Log(config.folder / CHECKS)
-        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0}
-        self._sizes = (0, 0)
-        self._before, self._since = 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Time that the run has taken in all its pieces; what a kill made vain is left out."""
-        return self._before + time.monotonic() - self._since
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must know: the begun epoch's sums, the logs' lengths, the time."""
-        sizes = [self._log.size, self._checks.size]
-        return {"sums": dict(self._sums), "sizes": sizes, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
-        self._sums, self._sizes = state["sums"], state["sizes"]
-        self._before = state["seconds"]
-
-    def open(self) -> None:
-        """Cuts the logs back to what the checkpoint knew, so that nothing stands there twice."""
-        for log, size in zip((self._log, self._checks), self._sizes, strict=True):
-            log.cut(size)
-
-    def add(self, step: Step) -> None:
-        """Counts a step into its epoch's means."""
-        self._sums["loss"] += step.loss
-        self._sums["accuracy"] += step.accuracy
-        self._sums["steps"] += 1
-
-    def restart(self) -> None:
-        """Begins an epoch."""
-        self._sums = {"loss": 0.0, "accuracy": 0.0, "steps": 0}
-
-    def check(self, lr: float) -> None:
-        """Measures q̂ against q on the probe."""
-        training, config = self._training, self._config
-        found = measure_probe(
-            self._model, *self._probe, self._mean, head=config.head,
-            gradients=config.check_gradients, seed=config.seed,
-        )  # fmt: skip
-        where = {"epoch": round(training.epoch, 6), "step": training.index, "lr": lr}
-        self._checks.append({**where, **found})
-
-    def seconds_aside(self, step: Step) -> float:
-        """Seconds an epoch that logging and checking take, measured; what they wrote is dropped."""
-        self._config.folder.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        self.log(step)
-        logged = time.monotonic()
-        every = self._config.check_every
-        if every > 0:
-            self.check(step.lr)
-        checked = (time.monotonic() - logged) / every if every > 0 else 0.0
-        for log in (self._log, self._checks):
-            log.cut(0)
-        return logged - start + checked
-
-    def log(self, step: Step) -> dict[str, Any]:
-        """Evaluates the network on clean data; the log's new line."""
-        line: dict[str, Any] = {
-            "epoch": round(step.epoch, 6),
-            "step": step.index + 1,
-            "lr": step.lr,
-            "loss": self._sums["loss"] / self._sums["steps"],
-            "mixed_accuracy": self._sums["accuracy"] / self._sums["steps"],
-        }
-        head = self._config.head
-        for name, (x, labels) in self._parts.items():
-            found = evaluate(self._model, x, labels, head=head) if len(labels) else None
-            line[f"{name}_loss"] = None if found is None else found.loss
-            line[f"{name}_error"] = None if found is None else found.error
-        self._log.append(line)
-        return line
 
 
 def _completes(step: Step, training: Training, every: float) -> bool:
@@ -383,7 +289,7 @@ def _bar(config: Config, training: Training) -> Iterator[tqdm]:
         yield bar
 
 
-def _result(config: Config, data: ImageData, training: Training, watch: _Watch) -> dict[str, Any]:
+def _result(config: Config, data: ImageData, training: Training, watch: Watch) -> dict[str, Any]:
     lines = read_lines(config.folder / LOG)
     return {
         "command": command_line("deep.train"),
