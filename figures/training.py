@@ -264,7 +264,7 @@ def _draw_learning_rate(ax: Axes, rows: Sequence[Row]) -> None:
         ax.set_yscale("log")
         ax.set_ylim(max(0.7 * rates[1][rates[1] > 0].min(), 1e-3 * top), 1.5 * top)
         ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=rates[0].max() > 3))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=rates[0].max() >= 2))
     ax.set(xlabel="epoch", ylabel="rate")
 
 
