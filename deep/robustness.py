@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from deep.attacks import EPSILON, fgsm, pgd
 from deep.checkpoint import load_weights
-from deep.data.images import ImageData, in_proportion, load_images
+from deep.data.examples import in_proportion
+from deep.data.images import ImageData, load_images
 from deep.deformations import (
     DEFORMATIONS,
     PUBLISHED,

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from deep.augment import crop_and_flip
 from deep.batch_norm import synchronize_batch_norm
 from deep.checkpoint import load_weights, save_weights
-from deep.data.images import ImageData, in_proportion, load_images
+from deep.data.examples import in_proportion
+from deep.data.images import ImageData, load_images
 from deep.loop import Augment, Step, Training
 from deep.models import resolve_model
 from deep.objective import build_objective

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deep.data.images import in_proportion, load_images
+from deep.data.examples import in_proportion
+from deep.data.images import load_images
 from deep.evaluate import evaluate
 from deep.models.from_file import model_from_file
 from deep.objective import build_objective

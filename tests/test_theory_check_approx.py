@@ -249,7 +249,7 @@ BAD = {
     ),
     "device": (["--model", "lenet", "--device", "cuda:99"], "--device cuda:99"),
     "unknown device": (["--model", "lenet", "--device", "toaster"], "--device toaster"),
-    "unknown data": (["--model", "lenet", "--data", "mnist1"], "unknown image set"),
+    "unknown data": (["--model", "lenet", "--data", "mnist1"], "unknown data set"),
     "missing data folder": (
         ["--model", "lenet", "--data", "cifar10", "--data-dir", "{dir}/no"],
         "{dir}/no",

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deep.checkpoint import load_weights
-from deep.data.images import in_proportion, load_images
+from deep.data import load_examples
+from deep.data.examples import in_proportion
 from deep.loop import Optimization, Training
 from deep.models import resolve_model
 from deep.objective import Objective, build_objective
@@ -134,9 +135,10 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
     """
     _check_numbers(config)
     device = choose_device(config.device)
-    data = load_images(config.data, config.data_dir)
+    data = load_examples(config.data, config.data_dir)
     torch.manual_seed(config.seed)
-    _, channels, *size = data.x_train.shape
+    # A row of a table is an image of one pixel whose channels are the columns.
+    channels, *size = (*data.x_train.shape[1:], 1, 1)[:3]
     model = resolve_model(
         config.model,
         num_classes=data.num_classes,

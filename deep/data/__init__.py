@@ -1,5 +1,34 @@
-"""Data sets by name, from an embedded one to the published files of the benchmarks."""
+"""Data sets by name, from embedded ones to the published files of the benchmarks."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from deep.data.examples import Examples
 from deep.data.images import IMAGE_SETS, ImageData, load_images
+from theory.errors import InputError
 
-__all__ = ["IMAGE_SETS", "ImageData", "load_images"]
+__all__ = ["DATA_SETS", "IMAGE_SETS", "Examples", "ImageData", "load_examples", "load_images"]
+
+# One kind of data a line: its names, and what loads one of them.
+_KINDS: tuple[tuple[tuple[str, ...], Callable[[str, str | Path | None], Examples]], ...] = (
+    (IMAGE_SETS, load_images),
+)
+DATA_SETS = tuple(name for names, _ in _KINDS for name in names)
+
+
+def load_examples(name: str, data_dir: str | Path | None = None) -> Examples:
+    """Load a data set of any kind.
+
+    Args:
+        name: One of `DATA_SETS`.
+        data_dir: A folder that holds the published files. Without it they are downloaded once,
+            verified and kept in the user's cache.
+
+    Raises:
+        InputError: Unknown name, no usable files in the folder, a damaged file, or a failed
+            download.
+    """
+    for names, load in _KINDS:
+        if name in names:
+            return load(name, data_dir)
+    raise InputError(f"unknown data set {name!r}; choose one of {', '.join(DATA_SETS)}")

@@ -1,6 +1,5 @@
 """Image sets by name, normalised and split: scikit-learn's digits, CIFAR-10, CIFAR-100, SVHN."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from deep.data.download import REMOTE_FILES, fetch
+from deep.data.examples import Examples
+from deep.data.files import source_line
 from deep.data.published import Published, read_cifar10, read_cifar100, read_svhn
 from theory.errors import InputError
 
@@ -26,36 +26,23 @@ _READERS: dict[str, tuple[Callable[[Path], Published], int]] = {
 IMAGE_SETS = ("digits", *_READERS)
 
 
-@dataclass(frozen=True)
-class ImageData:
+@dataclass(frozen=True, kw_only=True)
+class ImageData(Examples):
     """A training and a test part of labelled images, normalised per channel.
 
-    Per-channel normalisation makes each channel's mean over all images *and pixels* zero. It does
-    not make the mean image zero: the mean over images at one pixel stays what it is (digits are
-    bright in the middle and dark at the rim). So the assumption E[x'] = 0 of the MixupE
-    approximation (Zou, Verma et al., "MixupE", UAI 2023) does not follow from this normalisation.
+    Inputs are (samples, channels, height, width). Per-channel normalisation makes each channel's
+    mean over all images *and pixels* zero. It does not make the mean image zero: the mean over
+    images at one pixel stays what it is (digits are bright in the middle and dark at the rim). So
+    the assumption E[x'] = 0 of the MixupE approximation (Zou, Verma et al., "MixupE", UAI 2023)
+    does not follow from this normalisation.
 
     Attributes:
-        name: The set's name.
-        x_train: Training images, float32, normalised with `mean` and `std`.
-        y_train: Training labels, 0 to `num_classes` - 1.
-        x_test: Test images, normalised with the same numbers.
-        y_test: Test labels.
-        num_classes: How many classes the set has.
         mean: Mean of each channel over the training part, in pixel units of [0, 1].
         std: Standard deviation of each channel, likewise.
-        source: Where the images come from, in one line.
     """
 
-    name: str
-    x_train: Float[Tensor, "train channels height width"]
-    y_train: Int[Tensor, " train"]
-    x_test: Float[Tensor, "test channels height width"]
-    y_test: Int[Tensor, " test"]
-    num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    source: str
 
 
 def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
@@ -91,34 +78,6 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def in_proportion(
-    labels: Int[Tensor, " samples"], count: int, seed: int
-) -> tuple[Int[Tensor, " count"], Int[Tensor, " rest"]]:
-    """Numbers of `count` examples drawn with the classes in proportion, and of all others.
-
-    The proportion is kept where there are enough examples on both sides for every class to have
-    one; otherwise the draw ignores classes.
-
-    Args:
-        labels: Class indices.
-        count: How many; 0 and all of them need no draw.
-        seed: Of the draw.
-
-    Raises:
-        InputError: If there are fewer examples than that.
-    """
-    n = len(labels)
-    if count > n:
-        raise InputError(f"{count} examples are asked for and there are {n}: ask for fewer")
-    if count in (0, n):
-        return torch.arange(count), torch.arange(count, n)
-    enough = min(count, n - count) >= len(labels.unique())
-    chosen, rest = train_test_split(
-        np.arange(n), train_size=count, random_state=seed, stratify=labels if enough else None
-    )
-    return torch.from_numpy(chosen), torch.from_numpy(rest)
-
-
 def _published(name: str, folder: Path) -> ImageData:
     if not folder.is_dir():
         raise InputError(f"data folder {folder} is not a folder; name one that holds {name}")
@@ -135,7 +94,7 @@ def _published(name: str, folder: Path) -> ImageData:
         *(_unit_range(train.images), torch.from_numpy(train.labels)),
         *(_unit_range(test.images), torch.from_numpy(test.labels)),
         num_classes=num_classes,
-        source=_source(files),
+        source=source_line(files),
     )
 
 
@@ -191,16 +150,3 @@ def _normalised(
         std=tuple(std.tolist()),
         source=source,
     )
-
-
-def _source(files: tuple[Path, ...]) -> str:
-    """Names and one sum, that of all the files' bytes in reading order (`cat … | sha256sum`)."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            while chunk := stream.read(2**20):
-                digest.update(chunk)
-    names = [path.name for path in files]
-    if len(names) > 8:
-        names = [f"{len(names)} files from {names[0]} to {names[-1]}"]
-    return f"{', '.join(names)}; SHA-256 {digest.hexdigest()}"

@@ -7,9 +7,7 @@ files there and in a sub-folder named after the set.
 import gzip
 import json
 import tarfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -18,14 +16,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from deep.data.files import reading
 from deep.data.matlab import read_arrays
 from theory.errors import InputError
-
-# What the decoders of gzip, tar, PNG, JSON and MATLAB files raise on damaged bytes.
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
-    *(zlib.error, tarfile.TarError, Image.DecompressionBombError),
-)
 
 
 class Part(NamedTuple):
@@ -141,22 +134,6 @@ def _nothing_found(data_dir: Path, name: str, wanted: str) -> InputError:
     )
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what a decoder raises on a damaged or missing file into one line that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; add it beside the other files of the set") from error
-    except _DAMAGE as error:
-        fault = " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be read ({fault}): it may be cut short or damaged; get it again"
-        ) from error
-
-
 def _read_binary(form: BinaryForm, root: Path) -> Published | None:
     archive = root / form.archive
     if archive.is_file():
@@ -178,7 +155,7 @@ def _read_binary(form: BinaryForm, root: Path) -> Published | None:
 def _tar_members(archive: Path, names: tuple[str, ...]) -> Mapping[str, bytes]:
     """Contents of the named members, in one pass: going back in a gzip stream starts it anew."""
     members: dict[str, bytes] = {}
-    with _reading(archive), gzip.open(archive) as stream:
+    with reading(archive), gzip.open(archive) as stream:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
@@ -192,7 +169,7 @@ def _tar_members(archive: Path, names: tuple[str, ...]) -> Mapping[str, bytes]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    with _reading(path):
+    with reading(path):
         return path.read_bytes()
 
 
@@ -221,7 +198,7 @@ def _read_sprites(folder: Path) -> Published:
     if not train_batches:
         raise InputError(f"{folder} has no cifar10_batch_<i>.png with i from 0 to 44; add some")
     labels_file = folder / SPRITE_LABELS
-    with _reading(labels_file):
+    with reading(labels_file):
         labels = json.loads(labels_file.read_bytes())
     if not isinstance(labels, list) or not all(type(k) is int and 0 <= k < 10 for k in labels):
         raise InputError(f"{labels_file} is not a list of whole numbers 0 to 9; get it again")
@@ -233,7 +210,7 @@ def _read_sprites(folder: Path) -> Published:
                 f"{labels_file} has {len(labels)} labels, none for some images of "
                 f"{sprite(batch).name}: it is incomplete; get it again"
             )
-        with _reading(sprite(batch)):
+        with reading(sprite(batch)):
             parts.append(Part(_read_sprite(sprite(batch)), np.array(rows, dtype=np.int64)))
     files = tuple(sprite(batch) for batch in (*train_batches, SPRITE_TEST))
     return Published(_joined(parts[:-1]), parts[-1], (*files, labels_file))
@@ -251,7 +228,7 @@ def _read_sprite(path: Path) -> UInt8[np.ndarray, "1000 3 32 32"]:
 
 
 def _read_mat(path: Path) -> Part:
-    with _reading(path):
+    with reading(path):
         content = read_arrays(path.read_bytes())
         if not content.keys() >= {"X", "y"}:
             raise InputError(f"{path} lacks X or y, images and labels; get the right file")

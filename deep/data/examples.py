@@ -1,0 +1,62 @@
+"""Labelled examples in a training and a test part, whatever their kind."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from theory.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """A training and a test part.
+
+    Attributes:
+        name: The set's name.
+        x_train: Training inputs, float32, as a network takes them.
+        y_train: Training labels, 0 to `num_classes` - 1.
+        x_test: Test inputs, prepared with numbers of the training part alone.
+        y_test: Test labels.
+        num_classes: How many classes the set has.
+        source: Where the examples come from, in one line.
+    """
+
+    name: str
+    x_train: Float[Tensor, "train *dims"]
+    y_train: Int[Tensor, " train"]
+    x_test: Float[Tensor, "test *dims"]
+    y_test: Int[Tensor, " test"]
+    num_classes: int
+    source: str
+
+
+def in_proportion(
+    labels: Int[Tensor, " samples"], count: int, seed: int
+) -> tuple[Int[Tensor, " count"], Int[Tensor, " rest"]]:
+    """Numbers of `count` examples drawn with the classes in proportion, and of all others.
+
+    The proportion is kept where there are enough examples on both sides for every class to have
+    one; otherwise the draw ignores classes.
+
+    Args:
+        labels: Class indices.
+        count: How many; 0 and all of them need no draw.
+        seed: Of the draw.
+
+    Raises:
+        InputError: If there are fewer examples than that.
+    """
+    n = len(labels)
+    if count > n:
+        raise InputError(f"{count} examples are asked for and there are {n}: ask for fewer")
+    if count in (0, n):
+        return torch.arange(count), torch.arange(count, n)
+    enough = min(count, n - count) >= len(labels.unique())
+    chosen, rest = train_test_split(
+        np.arange(n), train_size=count, random_state=seed, stratify=labels if enough else None
+    )
+    return torch.from_numpy(chosen), torch.from_numpy(rest)

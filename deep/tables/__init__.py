@@ -1,0 +1,1 @@
+"""The talk's tables on real data: what is trained, by which protocol, and what was published."""
