@@ -134,26 +134,33 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): is it a folder of deep.train?") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no settings: is it a folder of deep.train?")
-    return content
+    return _object(path, _text(path))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that is still being written is left out.
+    """The objects in a JSON-lines file; a last line that is still being written is left out.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If it cannot be read or holds something else.
     """
+    return [_object(path, line) for line in _text(path).split("\n")[:-1]]
+
+
+def _text(path: Path) -> str:
     try:
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): is it a folder of deep.train?") from error
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}): name a folder or record") from error
+
+
+def _object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): is it damaged, or no record?") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no record or settings: name what this toolkit wrote")
+    return content
 
 
 def best(lines: list[dict[str, Any]], part: str) -> dict[str, Any] | None:
