@@ -28,6 +28,7 @@ from deep.models import resolve_model
 from deep.objective import Objective, build_objective
 from deep.processes import choose_device
 from figures.check_approx import save as save_figures
+from figures.page import save as save_page
 from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation
 from theory.command import run_command
 from theory.errors import InputError
@@ -116,6 +117,8 @@ class Config:
     fail_on: tuple[str, ...] = ()
     """Conditions such as "q_hat>0.5" "pearson<0.9" that make the exit code 1 if the last check
     meets them, or could not measure them"""
+    html: bool = False
+    """Write report.html too: everything on one page that needs no other file"""
     debug: bool = False
     """Show the traceback of an error"""
 
@@ -359,6 +362,8 @@ def run(config: Config) -> int:
             print(f"{orders_table(report)}\n")
     for report in shown if reports[-1].segments else ():
         print(f"epoch {report.training['epoch']:.3g}, {segments_summary(report)}\n")
+    if config.html:
+        figures.append(save_page(folder, reports, command_line("theory.check_approx")))
     print(f"Written to {folder}: report.json, samples.csv, {', '.join(p.name for p in figures)}")
     broken = broken_conditions(reports[-1], config.fail_on)
     for line in broken:
