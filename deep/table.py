@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -39,11 +40,23 @@ from theory.record import (
 
 PROG = "python -m deep.table"
 RECORD = "record.jsonl"
-Config = (
+Command = (
     Annotated[TabularConfig, tyro.conf.subcommand("4")]
     | Annotated[SpeechConfig, tyro.conf.subcommand("5")]
     | Annotated[GraphsConfig, tyro.conf.subcommand("6")]
 )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rerun one of the talk's tables, by its number, on real data."""
+
+    command: Annotated[Command, tyro.conf.arg(name="")]
+
+    @property
+    def debug(self) -> bool:
+        """Show the traceback of an error."""
+        return self.command.debug
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
@@ -202,7 +215,7 @@ def run(config: TableConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run_command(Config, run, prog=PROG, argv=argv)  # type: ignore[arg-type]
+    return run_command(Table, lambda table: run(table.command), prog=PROG, argv=argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -40,9 +40,11 @@ from deep.run_folder import (
     CHECKPOINTS,
     LOG,
     RESULT,
+    STOPPING,
     WEIGHTS,
     begin,
     best,
+    locked,
     read_lines,
     read_object,
 )
@@ -129,14 +131,21 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
     Raises:
         InputError: If a flag, file, network or data set cannot be used, the loss becomes NaN or
             infinite, or a file cannot be written. Checkpoints stay as they are.
-        Stopped: On SIGTERM or SIGINT, after a checkpoint.
+        Stopped: On SIGTERM, SIGINT or SIGUSR2, after a checkpoint.
     """
     config.check()
+    with ExitStack() as stack:
+
+        def claim() -> bool:
+            stack.enter_context(locked(config.folder))
+            return begin(config.folder, config.settings(), resume=config.resume, force=config.force)
+
+        if not wait_for_first(claim):
+            _train(config, on_epoch)
+
+
+def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
     first = rank() == 0
-    if wait_for_first(
-        lambda: begin(config.folder, config.settings(), resume=config.resume, force=config.force)
-    ):
-        return
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     torch.manual_seed(config.seed)
     data = load_images(config.data, config.data_dir)
@@ -254,7 +263,7 @@ def _is_due(config: Config, step: Step, seconds: float) -> bool:
 
 @contextmanager
 def _signals(training: Training) -> Iterator[list[int]]:
-    """Turns SIGTERM and SIGINT into a stop after the step; a second one has its usual effect.
+    """Turns `STOPPING` into a stop after the step; a second signal has its usual effect.
 
     Yields:
         The signals received.
@@ -268,7 +277,7 @@ def _signals(training: Training) -> Iterator[list[int]]:
         signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
-        for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+        for number in map(int, STOPPING):
             before[number] = signal.signal(number, receive)
     try:
         yield received
