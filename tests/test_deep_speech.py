@@ -1,0 +1,342 @@
+"""Speech Commands against NumPy's FFT, miniatures made here, damaged clips and the real subset."""
+
+import hashlib
+import io
+import tarfile
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deep.data import load_examples
+from deep.data.speech import FOLDS, SPEECH_SETS, load_speech, read_wav, spectrogram
+from theory.errors import InputError
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "speech_commands"
+ARCHIVE = "speech_commands_v0.02.tar.gz"
+
+
+def wav(samples, rate=16_000, channels=1, width=2):
+    """A file as the standard library writes it."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as clip:
+        clip.setnchannels(channels)
+        clip.setsampwidth(width)
+        clip.setframerate(rate)
+        clip.writeframes(np.asarray(samples, "<i2" if width == 2 else "u1").tobytes())
+    return file.getvalue()
+
+
+def noise(seed, count=16_000):
+    return np.random.default_rng(seed).integers(-3000, 3000, count).astype(np.int16)
+
+
+def clips(words=("no", "yes"), speakers=10):
+    """Name -> samples; every speaker says every word, and some speak for less than a second."""
+    pairs = [(word, speaker) for word in words for speaker in range(speakers)]
+    return {
+        f"{word}/{speaker:02x}ab_nohash_0.wav": noise(seed, 16_000 - 900 * (speaker % 3))
+        for seed, (word, speaker) in enumerate(pairs)
+    }
+
+
+def write_folder(folder, audio):
+    for name, samples in audio.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(wav(samples))
+    return folder
+
+
+def write_archive(folder, audio, validation, testing, **others):
+    """The published form: word folders, lists at the top, long noises that are no clips."""
+    files = {f"./{name}": wav(samples) for name, samples in audio.items()}
+    files["./_background_noise_/hum.wav"] = wav(noise(99, 50_000))
+    files["./no/._hidden.wav"] = b"not sound"
+    files["./validation_list.txt"] = "\n".join(validation).encode()
+    files["./testing_list.txt"] = "\n".join(testing).encode() + b"\n"
+    files |= others
+    with tarfile.open(folder / ARCHIVE, "w:gz") as tar:
+        for name, content in files.items():
+            if content is not None:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def by_numpy(samples):
+    """The front end written out frame by frame in float64."""
+    padded = np.zeros(16_000)
+    padded[: len(samples)] = samples / 32768
+    mirrored = np.concatenate([padded[160:0:-1], padded, padded[-2:-162:-1]])
+    window = 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(320) / 320)
+    frames = [mirrored[160 * t : 160 * t + 320] * window for t in range(101)]
+    picture = np.log1p(np.abs(np.fft.rfft(frames, axis=1))).T[1:]
+    return (picture - picture.mean()) / picture.std()
+
+
+def refusal(name, folder, **options):
+    """The one line with which a folder is refused."""
+    with pytest.raises(InputError) as caught:
+        load_speech(name, folder, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- the front end ------------------------------------------------------------------------------
+
+
+def test_spectrogram_is_numpys_fft_of_each_windowed_frame():
+    samples = np.stack([noise(0), noise(1)])
+    found = spectrogram(samples)
+    assert found.shape == (2, 1, 160, 101)
+    for x, clip in zip(found, samples, strict=True):
+        np.testing.assert_allclose(x[0].numpy(), by_numpy(clip), atol=2e-5)
+
+
+@pytest.mark.parametrize("hertz", [50, 1000, 3150, 7950, 8000])
+def test_a_tone_peaks_in_the_row_of_its_frequency(hertz):
+    tone = 8000 * np.cos(2 * np.pi * hertz * np.arange(16_000) / 16_000)
+    (x,) = spectrogram(tone.astype(np.int16)[None])
+    assert (x[0, :, 1:-1].argmax(0) == hertz / 50 - 1).all()  # the outer frames see mirrored sound
+
+
+def test_a_click_is_seen_in_the_frame_of_its_time():
+    samples = np.zeros((1, 16_000), np.int16)
+    samples[0, 160 * 37] = 20_000  # 370 ms
+    assert spectrogram(samples)[0, 0].sum(0).argmax() == 37
+
+
+def test_silence_gives_zeros_and_not_nan():
+    assert (spectrogram(np.zeros((1, 16_000), np.int16)) == 0).all()
+
+
+# --- WAV files ----------------------------------------------------------------------------------
+
+
+def test_wav_gives_back_the_samples():
+    samples = noise(3)
+    np.testing.assert_array_equal(read_wav(wav(samples), Path("a.wav")), samples)
+    extreme = np.array([-32768, 32767, 0, -1], np.int16)
+    np.testing.assert_array_equal(read_wav(wav(extreme), Path("a.wav")), extreme)
+
+
+WHOLE = wav(noise(4))
+FAULTS = {
+    "wrong rate": (wav(noise(4), rate=8000), "has 8000 Hz, 16 bit and 1 channel, not 16000 Hz"),
+    "stereo": (wav(noise(4), channels=2), "16 bit and 2 channels"),
+    "8 bit": (wav(np.zeros(16_000), width=1), "8 bit and 1 channel"),
+    "empty": (b"", "is empty"),
+    "no samples": (wav([]), "has 0 samples"),
+    "too long": (wav(noise(4, 16_001)), "has 16001 samples"),
+    "cut in its samples": (WHOLE[:20_000], "holds 9978 of the 16000 samples"),
+    "cut by a byte": (WHOLE[:-1], "holds 15999 of the 16000 samples"),
+    "cut in its header": (WHOLE[:30], "cannot be read"),
+    "cut before its samples": (WHOLE[:36], "cannot be read"),
+    "not a WAV": (b"ID3 and so on" * 100, "cannot be read (file does not start with RIFF id)"),
+    "not PCM": (WHOLE[:20] + b"\x03" + WHOLE[21:], "cannot be read (unknown format: 3)"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_spoilt_clip_is_refused_by_name_in_a_folder_and_in_an_archive(fault, tmp_path):
+    content, message = FAULTS[fault]
+    audio = clips()
+    (tmp_path / "folder").mkdir()
+    spoilt = write_folder(tmp_path / "folder", audio) / "yes" / "03ab_nohash_0.wav"
+    spoilt.write_bytes(content)
+    found = refusal("speech-small", tmp_path / "folder")
+    assert found.startswith(str(spoilt))
+    assert message in found
+    names = list(audio)
+    write_archive(tmp_path, audio, names[:1], names[1:2], **{"./yes/03ab_nohash_0.wav": content})
+    found = refusal("speech-commands", tmp_path)
+    assert f"{ARCHIVE}/yes/03ab_nohash_0.wav" in found
+    assert message in found
+
+
+# --- a folder of words, split by speaker --------------------------------------------------------
+
+
+def assert_holds(x, y, data, audio):
+    """These examples are exactly these clips, in the order of their names."""
+    assert x.shape == (len(audio), 1, 160, 101)
+    assert x.dtype == torch.float32
+    assert [data.words[label] for label in y] == [name.split("/")[0] for name in sorted(audio)]
+    for found, name in zip(x, sorted(audio), strict=True):
+        np.testing.assert_allclose(found[0].numpy(), by_numpy(audio[name]), atol=5e-5)
+
+
+def names_of(x, audio):
+    """Which clip each example is, found by the front end written out."""
+    pictures = np.stack([by_numpy(samples) for samples in audio.values()])
+    distance = [np.abs(pictures - found[0].numpy()).max((1, 2)) for found in x]
+    assert all(row.min() < 1e-4 for row in distance)
+    return [list(audio)[row.argmin()] for row in distance]
+
+
+def speakers_of(names):
+    return {Path(name).name.split("_nohash_")[0] for name in names}
+
+
+@pytest.mark.parametrize("place", [".", "speech_commands"])
+def test_folds_share_no_speaker_and_together_test_every_clip_once(place, tmp_path):
+    audio = clips(speakers=11)
+    folder = write_folder(tmp_path / place, audio)
+    (folder / "_background_noise_").mkdir()
+    (folder / "_background_noise_" / "hum.wav").write_bytes(wav(noise(99, 50_000)))
+    (folder / "LICENSE").write_text("as published")
+    tested = []
+    for fold in range(FOLDS):
+        data = load_speech("speech-small", tmp_path, fold)
+        train, test = names_of(data.x_train, audio), names_of(data.x_test, audio)
+        assert_holds(data.x_train, data.y_train, data, {name: audio[name] for name in train})
+        assert_holds(data.x_test, data.y_test, data, {name: audio[name] for name in test})
+        assert not speakers_of(train) & speakers_of(test)
+        assert sorted(train + test) == sorted(audio)
+        assert len(data.x_validation) == len(data.y_validation) == 0
+        tested += test
+    assert sorted(tested) == sorted(audio)
+    assert (data.num_classes, data.words) == (2, ("no", "yes"))
+    files = [folder / name for name in sorted(audio)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    assert data.source.endswith(digest)
+    assert torch.equal(load_examples("speech-small", str(tmp_path)).x_test[:, :, :9, :9],
+                       load_speech("speech-small", folder).x_test[:, :, :9, :9])  # fmt: skip
+
+
+def test_no_test_clip_enters_training(tmp_path):
+    """Other test clips: the training part stays what it was, bit for bit, and the other way."""
+    audio = clips()
+    before = load_speech("speech-small", write_folder(tmp_path, audio))
+    test = names_of(before.x_test, audio)
+    for which in (test, sorted(audio.keys() - test)):
+        changed = {name: audio[name][::-1] if name in which else audio[name] for name in audio}
+        after = load_speech("speech-small", write_folder(tmp_path, changed))
+        assert torch.equal(before.x_train, after.x_train) == (which is test)
+        assert torch.equal(before.x_test, after.x_test) == (which is not test)
+
+
+def test_clip_that_names_no_speaker_is_refused(tmp_path):
+    write_folder(tmp_path, {**clips(), "yes/me.wav": noise(7)})
+    message = refusal("speech-small", tmp_path)
+    assert "yes/me.wav does not name its speaker" in message
+
+
+def test_too_few_speakers_or_words_are_refused(tmp_path):
+    write_folder(tmp_path / "a", clips(speakers=4))
+    assert "2 words by 4 speakers" in refusal("speech-small", tmp_path / "a")
+    write_folder(tmp_path / "b", clips(words=("yes",)))
+    assert "1 words by 10 speakers" in refusal("speech-small", tmp_path / "b")
+
+
+# --- the published archive ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def archived():
+    audio = clips(("bed", "cat", "dog"), speakers=4)
+    names = list(audio)
+    return audio, names[2:9:3], names[1:8:3]
+
+
+@pytest.mark.parametrize("place", [".", "speech_commands"])
+def test_archive_is_split_by_its_lists(place, tmp_path, archived):
+    audio, validation, testing = archived
+    (tmp_path / place).mkdir(exist_ok=True)
+    write_archive(tmp_path / place, audio, validation, testing)
+    data = load_examples("speech-commands", tmp_path)
+    part = {name: audio[name] for name in audio.keys() - {*validation, *testing}}
+    assert_holds(data.x_train, data.y_train, data, part)
+    part = {name: audio[name] for name in validation}
+    assert_holds(data.x_validation, data.y_validation, data, part)
+    assert_holds(data.x_test, data.y_test, data, {name: audio[name] for name in testing})
+    assert data.words == ("bed", "cat", "dog")
+    digest = hashlib.sha256((tmp_path / place / ARCHIVE).read_bytes()).hexdigest()
+    assert data.source == f"{ARCHIVE}; SHA-256 {digest}"
+
+
+def test_the_older_archive_goes_by_a_name_of_its_own(tmp_path, archived):
+    write_archive(tmp_path, *archived)
+    (tmp_path / ARCHIVE).rename(tmp_path / "speech_commands_v0.01.tar.gz")
+    assert load_speech("speech-commands-v0.01", tmp_path).num_classes == 3
+    assert ARCHIVE in refusal("speech-commands", tmp_path)
+
+
+def test_archive_without_a_list_or_a_listed_clip_is_refused(tmp_path, archived):
+    audio, validation, testing = archived
+    write_archive(tmp_path, *archived, **{"./testing_list.txt": None})
+    assert "lacks testing_list.txt:" in refusal("speech-commands", tmp_path)
+    lost = [*testing, "bed/lost_nohash_0.wav", "bed/lost_nohash_1.wav"]
+    write_archive(tmp_path, audio, validation, lost)
+    assert "lacks bed/lost_nohash_0.wav and 1 more:" in refusal("speech-commands", tmp_path)
+    write_archive(tmp_path, audio, validation, [*testing, validation[0]])
+    assert "lists a clip twice" in refusal("speech-commands", tmp_path)
+    write_archive(tmp_path, audio, validation, [])
+    assert "test part is empty" in refusal("speech-commands", tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_archive_is_refused(kept, tmp_path, archived):
+    path = write_archive(tmp_path, *archived) / ARCHIVE
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    assert str(path) in refusal("speech-commands", tmp_path)
+
+
+def test_names_that_lead_out_of_the_archive_write_nothing(tmp_path, archived):
+    (tmp_path / "data").mkdir()
+    out = {"../../bed/out_nohash_0.wav": wav(noise(8)), "/tmp/no/abs_nohash_0.wav": wav(noise(9))}
+    before = set(tmp_path.rglob("*"))
+    write_archive(tmp_path / "data", *archived, **out)
+    load_speech("speech-commands", tmp_path / "data")
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "data" / ARCHIVE}
+
+
+# --- requests that name nothing usable ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["speech-small", "speech-commands"])
+def test_folder_without_the_set_is_refused_with_what_was_looked_for(name, tmp_path):
+    wanted = {"speech-small": "<word>/<speaker>_nohash_<k>.wav", "speech-commands": ARCHIVE}
+    assert wanted[name] in refusal(name, tmp_path)
+    assert "is not a folder" in refusal(name, tmp_path / "nowhere")
+    assert "cannot read" in refusal(name, tmp_path / ("x" * 5000))
+
+
+def test_requests_that_no_folder_could_serve_are_refused(tmp_path):
+    message = refusal("speech", tmp_path)
+    assert all(name in message for name in SPEECH_SETS)
+    assert "--data-dir" in refusal("speech-small", None)
+    assert "from 0 to 4" in refusal("speech-small", tmp_path, fold=5)
+
+
+# --- the real subset ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not REAL_DATA.is_dir(),
+    reason="needs the real Speech Commands subset, which is not part of the repository",
+)
+def test_the_real_subset_is_whole_and_balanced():
+    """960 clips, 120 for each of 8 words, 193 speakers, every file's published sum."""
+    files = sorted(REAL_DATA.glob("*/*.wav"))
+    sums = dict(line.split()[::-1] for line in (REAL_DATA / "SHA256SUMS").read_text().splitlines())
+    found = {f"{p.parent.name}/{p.name}": hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    assert found == sums
+    assert len(speakers_of(map(str, files))) == 193
+
+    folds = [load_speech("speech-small", REAL_DATA.parent, fold) for fold in range(FOLDS)]
+    assert folds[0].words == ("down", "go", "left", "no", "right", "stop", "up", "yes")
+    assert sum(data.y_test.bincount() for data in folds).tolist() == [120] * 8
+    for data in folds:
+        assert len(data.x_train) + len(data.x_test) == 960
+        assert (data.y_train.bincount() + data.y_test.bincount()).tolist() == [120] * 8
+        assert (abs(data.y_test.bincount() - 24) <= 2).all()
+        assert data.x_train.isfinite().all()
+        std, mean = torch.std_mean(data.x_train.double(), dim=(1, 2, 3), correction=0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-6, rtol=0)
+        torch.testing.assert_close(std, torch.ones_like(std), atol=1e-5, rtol=0)
+        assert len(torch.cat([data.x_train, data.x_test]).unique(dim=0)) == 960
+    assert len(torch.cat([data.x_test for data in folds]).unique(dim=0)) == 960
