@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from deep.data.images import load_images
+from deep.data import load_examples
 from deep.objective import Objective
 from deep.recipes import as_flags
 from deep.run_folder import CHECKS, LOG, RESULT, read_lines, read_object
@@ -167,7 +167,7 @@ def _seconds_per_epoch(config: Config, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     try:
         base = train_config(config, Run(config.objectives[0], config.seeds[0]), 1)
-        data = load_images(base.data, base.data_dir)
+        data = load_examples(base.data, base.data_dir)
         found: dict[str, float] = {}
         for objective in config.objectives:
             torch.manual_seed(0)

@@ -1,8 +1,11 @@
-"""Speech Commands against NumPy's FFT, miniatures made here, damaged clips and the real subset."""
+"""Speech Commands against NumPy's FFT, miniatures, damaged clips, the real subset; Table 5."""
 
 import hashlib
 import io
+import itertools
+import json
 import tarfile
+import types
 import wave
 from pathlib import Path
 
@@ -12,6 +15,12 @@ import torch
 
 from deep.data import load_examples
 from deep.data.speech import FOLDS, SPEECH_SETS, load_speech, read_wav, spectrogram
+from deep.models.lenet import LeNet
+from deep.run_folder import read_lines
+from deep.tables.speech import SpeechConfig
+from deep.train import main as train_main
+from theory.check_approx import Config as CheckConfig
+from theory.check_approx import measure
 from theory.errors import InputError
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "speech_commands"
@@ -335,8 +344,144 @@ def test_the_real_subset_is_whole_and_balanced():
         assert (data.y_train.bincount() + data.y_test.bincount()).tolist() == [120] * 8
         assert (abs(data.y_test.bincount() - 24) <= 2).all()
         assert data.x_train.isfinite().all()
-        std, mean = torch.std_mean(data.x_train.double(), dim=(1, 2, 3), correction=0)
+        std, mean = torch.std_mean(data.x_test.double(), dim=(1, 2, 3), correction=0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-6, rtol=0)
         torch.testing.assert_close(std, torch.ones_like(std), atol=1e-5, rtol=0)
-        assert len(torch.cat([data.x_train, data.x_test]).unique(dim=0)) == 960
-    assert len(torch.cat([data.x_test for data in folds]).unique(dim=0)) == 960
+    tested = [x.numpy().tobytes() for data in folds for x in data.x_test]
+    assert len(set(tested)) == len(tested) == 960
+
+
+# --- training, checking and Table 5 -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder of 2 words by 10 speakers: 16 clips to train on, 4 to test."""
+    return write_folder(tmp_path_factory.mktemp("small"), clips())
+
+
+def config(folder, **options):
+    settings = {"data_dir": folder, "epochs": 3.0, "batch_size": 8, "width": 2, "device": "cpu"}
+    return SpeechConfig(**{**settings, **options})
+
+
+def test_a_job_is_a_plain_loop_of_adam_on_its_fold(small):
+    """The same run written out with torch's own Adam and cross-entropy."""
+    (job,) = config(small, rows=("LeNet",), methods=("erm",), seeds=8).jobs()[7:]
+    record = json.loads(json.dumps(job.run(lambda part: None), allow_nan=False))
+    data = load_speech("speech-small", small, fold=2)  # seed 7 tests fold 7 mod 5
+
+    torch.manual_seed(7)
+    model = LeNet(num_classes=2, in_channels=1, image_size=(160, 101))
+    order = torch.Generator().manual_seed(7)
+    optimizer = torch.optim.Adam(model.parameters())
+    for lr in (3e-3, 3e-4, 3e-5):
+        optimizer.param_groups[0]["lr"] = lr
+        for batch in torch.randperm(16, generator=order).split(8):
+            optimizer.zero_grad()
+            logits = model(data.x_train[batch])
+            torch.nn.functional.cross_entropy(logits, data.y_train[batch]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        wrong = (model(data.x_test).argmax(1) != data.y_test).double().mean()
+        train_loss = torch.nn.functional.cross_entropy(model(data.x_train), data.y_train)
+    (found,) = record["results"]
+    assert found.pop("train_loss") == pytest.approx(float(train_loss), rel=1e-4)
+    assert found.pop("error") == float(wrong)
+    assert found == {"method": "erm", "split": 7, "selection": "last epoch", "epochs": 3.0}
+    assert record["data"] == {"source": data.source, "train": 16, "validation": 0, "test": 4}
+    assert record["settings"]["fold"] == 2
+    assert record["settings"]["alpha"] is record["settings"]["eta"] is None
+
+
+def test_methods_share_split_and_initial_weights_and_seeds_do_not(small):
+    jobs = config(small, rows=("VGG-11",), seeds=2).jobs()
+    data = [job.data() for job in jobs]
+    weights = [job.training(part)[0].linear.weight for job, part in zip(jobs, data, strict=True)]
+    for i, j in itertools.combinations(range(6), 2):
+        same_seed = i // 3 == j // 3
+        assert torch.equal(weights[i], weights[j]) == same_seed
+        assert torch.equal(data[i].x_test, data[j].x_test) == same_seed
+
+
+@pytest.mark.parametrize("method", ["mixupe-paper", "mixupe-official-v3", "mixupe-exact"])
+def test_vgg_jobs_are_json_and_repeat_exactly(method, small):
+    (job,) = config(small, rows=("VGG-13",), methods=(method,), seeds=1, epochs=1.0).jobs()
+    parts = []
+    record = job.run(parts.append)
+    assert parts == [0.5, 1.0]
+    assert json.dumps(record, allow_nan=False) == json.dumps(job.run(parts.append))
+    settings = record["settings"]
+    assert (settings["model"], settings["width"], settings["eta"]) == ("vgg13", 2, 0.001)
+
+
+def test_validation_picks_an_epoch_beside_the_last(tmp_path, archived):
+    """The errors after each epoch, measured here, say which one it must be."""
+    write_archive(tmp_path, *archived)
+    options = {"data": "speech-commands", "rows": ("LeNet",), "methods": ("erm",), "seeds": 1}
+    (job,) = config(tmp_path, **options).jobs()
+    last, best = job.run(lambda part: None)["results"]
+    assert (last["selection"], best["selection"]) == ("last epoch", "best on validation")
+
+    data = load_speech("speech-commands", tmp_path)
+    model, training = job.training(data)
+    errors = []
+    for step in training:
+        if step.epoch % 1 == 0:
+            with torch.no_grad():
+                wrong = [
+                    (model.eval()(x).argmax(1) != y).double().mean()
+                    for x, y in ((data.x_validation, data.y_validation), (data.x_test, data.y_test))
+                ]
+            errors.append([float(share) for share in wrong])
+    assert last["error"] == errors[-1][1]
+    assert best["epochs"] == 1 + min(range(3), key=lambda epoch: errors[epoch][0])
+    assert [best["validation_error"], best["error"]] == min(errors, key=lambda pair: pair[0])
+
+
+def test_jobs_are_those_asked_for():
+    jobs = SpeechConfig().jobs()
+    assert len({job.name for job in jobs}) == len(jobs) == 3 * 3 * 5
+    assert [job.row for job in jobs[::15]] == ["LeNet", "VGG-11", "VGG-13"]
+    assert [job.name for job in SpeechConfig(rows=("VGG-13",), seeds=1, methods=("erm",)).jobs()]
+    for options, fault in (
+        ({"rows": ("VGG-19",)}, "VGG-19"),
+        ({"data": "digits"}, "digits"),
+        ({"methods": ()}, "methods"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"epochs": 0.0}, "epochs 0"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"batch_size": 1}, "batch_size is 1"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            SpeechConfig(**options).jobs()
+
+
+def test_seconds_are_all_steps_at_the_pace_of_the_first(small, monkeypatch):
+    """By a clock that goes on by two seconds whenever it is read: 6 steps take 12."""
+    clock = types.SimpleNamespace(monotonic=itertools.count(0.0, 2.0).__next__)
+    monkeypatch.setattr("deep.tables.speech.time", clock)
+    (job,) = config(small, rows=("LeNet",), methods=("mixup",), seeds=1).jobs()
+    assert job.seconds() == 12.0
+
+
+def test_deep_train_takes_speech_and_refuses_crops_of_it(small, tmp_path, capsys):
+    command = ["--model", "lenet", "--data", "speech-small", "--data-dir", str(small),
+               "--epochs", "1", "--batch-size", "8", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert train_main(command) == 0
+    (line,) = read_lines(tmp_path / "run" / "log.jsonl")
+    assert line["step"] == 2
+    capsys.readouterr()
+    assert train_main([*command[:-1], str(tmp_path / "other"), "--flip"]) == 2
+    assert "for images: leave them out for speech-small" in capsys.readouterr().err
+
+
+def test_the_check_runs_on_a_vgg_of_speech(small):
+    """q̂'s error is that of its two gaps, and the derivatives are right."""
+    (report,) = measure(CheckConfig(
+        model="vgg11", width=2, data="speech-small", data_dir=small, epochs=0, samples=8,
+        pair_samples=2, dtype="float64",
+    ))  # fmt: skip
+    assert report.claims["self_check"].verdict == "HOLDS"
+    gaps = report.samples["normalization_gap"] + report.samples["homogeneity_gap"]
+    np.testing.assert_allclose(report.samples["q"] - report.samples["q_hat"], gaps, atol=1e-12)
