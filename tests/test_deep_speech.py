@@ -448,6 +448,7 @@ def test_jobs_are_those_asked_for():
         ({"rows": ("VGG-19",)}, "VGG-19"),
         ({"data": "digits"}, "digits"),
         ({"methods": ()}, "methods"),
+        ({"methods": ("erm", "erm")}, "each once"),
         ({"seeds": 0}, "seeds is 0"),
         ({"epochs": 0.0}, "epochs 0"),
         ({"lr": -1.0}, "lr is -1"),

@@ -1,13 +1,14 @@
 """Spoken words as spectrograms: Google's Speech Commands, and small sets of the same form.
 
 The front end follows Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018, section
-3.3: normalised spectrograms of 16 kHz clips, padded with zeros to 160 × 101. They state no window,
-hop, scale or norm; what a public loader of that time (GCommandsPytorch) does fits their numbers and
-is done here: a periodic Hamming window of 20 ms, a hop of 10 ms, log(1 + |STFT|) of samples in
-[-1, 1), each clip to mean 0 and deviation 1. No number of one clip enters another, so none of the
-test part enters training. That gives 161 frequencies; which one they dropped is not known. Here it
-is 0 Hz, the recorder's offset, so row k is 50·(k + 1) Hz. Clips are padded at their end before the
-transform, frames are centred at multiples of the hop, and the signal is mirrored at both ends.
+3.3: normalised spectrograms of 16 kHz clips, padded with zeros to 160 × 101. That is from memory,
+not checked against their text; it states, so remembered, no window, hop, scale or norm. What a
+public loader of that time (GCommandsPytorch) does fits their numbers and is done here: a periodic
+Hamming window of 20 ms, a hop of 10 ms, log(1 + |STFT|) of samples in [-1, 1), each clip to mean 0
+and deviation 1. No number of one clip enters another, so none of the test part enters training.
+That gives 161 frequencies; which one they dropped is not known. Here it is 0 Hz, the recorder's
+offset, so row k is 50·(k + 1) Hz. Clips are padded at their end before the transform, frames are
+centred at multiples of the hop, and the signal is mirrored at both ends.
 """
 
 import io
