@@ -62,7 +62,7 @@ def write_archive(folder, audio, validation, testing, **others):
     """The published form: word folders, lists at the top, long noises that are no clips."""
     files = {f"./{name}": wav(samples) for name, samples in audio.items()}
     files["./_background_noise_/hum.wav"] = wav(noise(99, 50_000))
-    files["./no/._hidden.wav"] = b"not sound"
+    files["./no/._hidden.wav"] = files["./stray.wav"] = b"not sound"
     files["./validation_list.txt"] = "\n".join(validation).encode()
     files["./testing_list.txt"] = "\n".join(testing).encode() + b"\n"
     files |= others
@@ -234,11 +234,15 @@ def test_clip_that_names_no_speaker_is_refused(tmp_path):
     assert "yes/me.wav does not name its speaker" in message
 
 
-def test_too_few_speakers_or_words_are_refused(tmp_path):
+def test_too_few_speakers_words_or_clips_are_refused(tmp_path):
     write_folder(tmp_path / "a", clips(speakers=4))
     assert "2 words by 4 speakers" in refusal("speech-small", tmp_path / "a")
     write_folder(tmp_path / "b", clips(words=("yes",)))
     assert "1 words by 10 speakers" in refusal("speech-small", tmp_path / "b")
+    folder = write_folder(tmp_path / "c", clips(speakers=6))
+    for speaker in (1, 4):
+        (folder / "yes" / f"{speaker:02x}ab_nohash_0.wav").unlink()
+    assert "4 clips of the rarest" in refusal("speech-small", folder)
 
 
 # --- the published archive ----------------------------------------------------------------------
@@ -450,7 +454,10 @@ def test_jobs_are_those_asked_for():
         ({"methods": ()}, "methods"),
         ({"methods": ("erm", "erm")}, "each once"),
         ({"seeds": 0}, "seeds is 0"),
-        ({"epochs": 0.0}, "epochs 0"),
+        ({"epochs": 0.0}, "epochs is 0"),
+        ({"width": 0}, "width is 0"),
+        ({"alpha": 0.0}, "alpha is 0"),
+        ({"eta": float("nan")}, "eta is nan"),
         ({"lr": -1.0}, "lr is -1"),
         ({"batch_size": 1}, "batch_size is 1"),
     ):

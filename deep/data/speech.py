@@ -13,9 +13,10 @@ centred at multiples of the hop, and the signal is mirrored at both ends.
 
 import io
 import wave
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -51,8 +52,8 @@ class SpeechData(Examples):
     """Spectrograms of one-second clips, (clips, 1, 160, 101), labelled by the word spoken.
 
     Attributes:
-        x_validation: The official validation part, prepared as the test part; empty for
-            `speech-small`. No speaker of it is in another part.
+        x_validation: The official validation part; empty for `speech-small`. No speaker of it is in
+            another part.
         y_validation: Its labels.
         words: The words, in the order of the labels.
     """
@@ -164,7 +165,7 @@ def spectrogram(clips: Int16[np.ndarray, "clips 16000"]) -> Float[Tensor, "clips
 
 def _small(folder: Path, fold: int) -> SpeechData:
     for root in (folder, folder / _FOLDER):
-        if files := sorted(path for path in root.glob("*/*.wav") if _is_clip(*path.parts[-2:])):
+        if files := sorted(filter(_is_clip, root.glob("*/*.wav"))):
             break
     else:
         raise InputError(
@@ -175,7 +176,7 @@ def _small(folder: Path, fold: int) -> SpeechData:
     for path in files:
         with reading(path):
             content = path.read_bytes()
-        audio["/".join(path.parts[-2:])] = read_wav(content, path)
+        audio[_clip_name(path)] = read_wav(content, path)
         if "_nohash_" not in path.name:
             raise InputError(
                 f"{path} does not name its speaker: call it <speaker>_nohash_<k>.wav, or take it "
@@ -184,10 +185,11 @@ def _small(folder: Path, fold: int) -> SpeechData:
     names = list(audio)
     words = [name.split("/")[0] for name in names]
     speakers = [name.split("/")[1].split("_nohash_")[0] for name in names]
-    if len(set(words)) < 2 or len(set(speakers)) < FOLDS:
+    fewest = min(Counter(words).values())
+    if len(set(words)) < 2 or len(set(speakers)) < FOLDS or fewest < FOLDS:
         raise InputError(
-            f"{root} has {len(set(words))} words by {len(set(speakers))} speakers: {SMALL} needs "
-            f"at least 2 words by {FOLDS} speakers"
+            f"{root} has {len(set(words))} words by {len(set(speakers))} speakers, {fewest} clips "
+            f"of the rarest: {SMALL} needs at least 2, {FOLDS} and {FOLDS}"
         )
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     train, test = list(folds.split(names, words, speakers))[fold]
@@ -209,8 +211,8 @@ def _published(name: str, folder: Path) -> SpeechData:
         if path.name in _LISTS:
             with reading(archive):
                 lists[path.name] = content.decode().split()
-        elif path.suffix == ".wav" and _is_clip(*path.parts[-2:]):
-            audio["/".join(path.parts[-2:])] = read_wav(content, archive / path)
+        elif _is_clip(path):
+            audio[_clip_name(path)] = read_wav(content, archive / path)
     validation, test = (sorted(lists.get(text, [])) for text in _LISTS)
     listed = [*validation, *test]
     lacking = [text for text in _LISTS if text not in lists] + sorted({*listed} - audio.keys())
@@ -223,9 +225,14 @@ def _published(name: str, folder: Path) -> SpeechData:
     return _prepared(name, audio, parts, source_line([archive]))
 
 
-def _is_clip(word: str, file: str) -> bool:
+def _is_clip(path: PurePath) -> bool:
     """Whether a file is a word's clip: no noise for the background, nothing hidden."""
-    return not word.startswith(("_", ".")) and not file.startswith(".")
+    word = path.parent.name
+    return path.suffix == ".wav" and word[:1] not in ("", "_", ".") and path.name[0] != "."
+
+
+def _clip_name(path: PurePath) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def _prepared(name: str, audio: Audio, parts: Mapping[str, list[str]], source: str) -> SpeechData:

@@ -36,6 +36,7 @@ from deep.processes import choose_device
 from deep.tables.jobs import Job, Progress, TableConfig
 from theory.errors import InputError
 from theory.losses import as_targets
+from theory.mixing import beta_law
 
 ARCHITECTURES = {"LeNet": "lenet", "VGG-11": "vgg11", "VGG-13": "vgg13"}
 _TIMED_STEPS = 3
@@ -82,8 +83,12 @@ class SpeechConfig(TableConfig):
                 f"methods are {self.methods}: name at least one of {', '.join(OBJECTIVES)}, and "
                 "each once"
             )
-        if self.seeds < 1 or self.epochs == 0:
-            raise InputError(f"seeds is {self.seeds}, epochs {self.epochs}: train at least one")
+        for name, least in {"seeds": 1, "width": 1, "eta": 0}.items():
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.epochs == 0:
+            raise InputError("epochs is 0: there is nothing to train")
+        beta_law(self.alpha)
         self.optimization.check()
         return [
             SpeechJob(self, row, method, seed)
