@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from deep.data.images import load_images
+from deep.data import load_examples
 from deep.objective import Objective
 from deep.recipes import as_flags
 from deep.run_folder import read_lines, read_object
@@ -150,7 +150,7 @@ def _seconds_per_epoch(config: Config, threads: int) -> dict[str, float]:
             config_of_recipe(config.recipe), seed=config.seeds[0], data_dir=config.data_dir,
             device=config.device, out=config.folder / "timing",
         )  # fmt: skip
-        data = load_images(base.data, base.data_dir)
+        data = load_examples(base.data, base.data_dir)
         found: dict[str, float] = {}
         for objective in config.objectives:
             torch.manual_seed(0)

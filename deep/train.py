@@ -28,8 +28,8 @@ from tqdm import tqdm
 from deep.augment import crop_and_flip
 from deep.batch_norm import synchronize_batch_norm
 from deep.checkpoint import load_weights, save_weights
+from deep.data import Examples, ImageData, load_examples
 from deep.data.examples import in_proportion
-from deep.data.images import ImageData, load_images
 from deep.loop import Augment, Step, Training
 from deep.models import resolve_model
 from deep.objective import build_objective
@@ -148,7 +148,7 @@ def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) ->
     first = rank() == 0
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     torch.manual_seed(config.seed)
-    data = load_images(config.data, config.data_dir)
+    data = load_examples(config.data, config.data_dir)
     model, training, watch = prepare(config, data)
     checkpoints = Checkpoints(config.folder / CHECKPOINTS, config.keep)
     if config.resume:
@@ -192,7 +192,7 @@ def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) ->
         checkpoints.remove()
 
 
-def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, Watch]:
+def prepare(config: Config, data: Examples) -> tuple[nn.Module, Training, Watch]:
     """The network and its objective, ready to train, and what watches them."""
     device = choose_device(config.device)
     held_out, kept = in_proportion(data.y_train, config.validation, seed=0)
@@ -219,8 +219,8 @@ def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, Watch
     return model, training, Watch(config.folder, config, model, training, parts, on_probe, mean)
 
 
-def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module:
-    _, channels, height, width = data.x_train.shape
+def _network(config: Config, data: Examples, device: torch.device) -> nn.Module:
+    channels, height, width = data.image_shape
     model = resolve_model(
         config.model, num_classes=data.num_classes, in_channels=channels,
         image_size=(height, width), width=config.width,
@@ -236,9 +236,11 @@ def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module
     return model
 
 
-def _augment(config: Config, data: ImageData, device: torch.device) -> Augment | None:
+def _augment(config: Config, data: Examples, device: torch.device) -> Augment | None:
     if config.crop_padding == 0 and not config.flip:
         return None
+    if not isinstance(data, ImageData):
+        raise InputError(f"crop_padding and flip are for images: leave them out for {data.name}")
     black = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
     return partial(
         crop_and_flip, seed=config.seed, padding=config.crop_padding, flip=config.flip, fill=black
@@ -299,7 +301,7 @@ def _bar(config: Config, training: Training) -> Iterator[tqdm]:
         yield bar
 
 
-def _result(config: Config, data: ImageData, training: Training, watch: Watch) -> dict[str, Any]:
+def _result(config: Config, data: Examples, training: Training, watch: Watch) -> dict[str, Any]:
     lines = read_lines(config.folder / LOG)
     return {
         "command": command_line("deep.train"),

@@ -43,7 +43,6 @@ class Made(Job):
 @dataclass(frozen=True, kw_only=True)
 class Config(TableConfig):
     number: ClassVar[int] = 4
-    resplit: ClassVar[bool] = True
     made: tuple[Job, ...] = ()
 
     def jobs(self):

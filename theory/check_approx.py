@@ -57,10 +57,13 @@ class Config:
 
     model: str
     """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, or your own: path/to/file.py:factory"""
+    width: int | None = None
+    """Of a network of the registry, as for deep.train; the published one if not given"""
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
     data: str = "digits"
-    """digits (embedded), cifar10, cifar100 or svhn; all are 3 × 32 × 32"""
+    """digits (embedded), cifar10, cifar100, svhn (3 × 32 × 32); speech-small, speech-commands
+    (1 × 160 × 101)"""
     data_dir: Path | None = None
     """Folder that holds the published files; without it they are downloaded and verified"""
     objective: Objective = "mixupe-paper"
@@ -140,13 +143,13 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
     device = choose_device(config.device)
     data = load_examples(config.data, config.data_dir)
     torch.manual_seed(config.seed)
-    # A row of a table is an image of one pixel whose channels are the columns.
-    channels, *size = (*data.x_train.shape[1:], 1, 1)[:3]
+    channels, height, width = data.image_shape
     model = resolve_model(
         config.model,
         num_classes=data.num_classes,
         in_channels=channels,
-        image_size=(size[0], size[1]),
+        image_size=(height, width),
+        width=config.width,
     ).to(device)
     if config.checkpoint is not None:
         load_weights(model, config.checkpoint)

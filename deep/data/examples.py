@@ -33,6 +33,12 @@ class Examples:
     num_classes: int
     source: str
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width; a row of a table is one pixel whose channels are columns."""
+        channels, height, width = (*self.x_train.shape[1:], 1, 1)[:3]
+        return channels, height, width
+
 
 def in_proportion(
     labels: Int[Tensor, " samples"], count: int, seed: int
