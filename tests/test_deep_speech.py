@@ -394,8 +394,8 @@ def test_a_job_is_a_plain_loop_of_adam_on_its_fold(small):
     assert found.pop("error") == float(wrong)
     assert found == {"method": "erm", "split": 7, "selection": "last epoch", "epochs": 3.0}
     assert record["data"] == {"source": data.source, "train": 16, "validation": 0, "test": 4}
-    assert record["settings"]["fold"] == 2
-    assert record["settings"]["alpha"] is record["settings"]["eta"] is None
+    assert job.settings["fold"] == 2
+    assert job.settings["alpha"] is job.settings["eta"] is None
 
 
 def test_methods_share_split_and_initial_weights_and_seeds_do_not(small):
@@ -415,7 +415,7 @@ def test_vgg_jobs_are_json_and_repeat_exactly(method, small):
     record = job.run(parts.append)
     assert parts == [0.5, 1.0]
     assert json.dumps(record, allow_nan=False) == json.dumps(job.run(parts.append))
-    settings = record["settings"]
+    settings = job.settings
     assert (settings["model"], settings["width"], settings["eta"]) == ("vgg13", 2, 0.001)
 
 
