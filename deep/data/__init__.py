@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deep.data.examples import Examples
 from deep.data.images import IMAGE_SETS, ImageData, load_images
+from deep.data.tabular import TABLES, load_table_examples
 from theory.errors import InputError
 
 __all__ = ["DATA_SETS", "IMAGE_SETS", "Examples", "ImageData", "load_examples", "load_images"]
@@ -12,6 +13,7 @@ __all__ = ["DATA_SETS", "IMAGE_SETS", "Examples", "ImageData", "load_examples", 
 # One kind of data a line: its names, and what loads one of them.
 _KINDS: tuple[tuple[tuple[str, ...], Callable[[str, str | Path | None], Examples]], ...] = (
     (IMAGE_SETS, load_images),
+    (TABLES, load_table_examples),
 )
 DATA_SETS = tuple(name for names, _ in _KINDS for name in names)
 

@@ -1,5 +1,6 @@
 """What the readers of data files share: one line for a damaged file, one line for a source."""
 
+import csv
 import hashlib
 import tarfile
 import zlib
@@ -11,10 +12,10 @@ from PIL import Image
 
 from theory.errors import InputError
 
-# What the decoders of gzip, tar, PNG, JSON and MATLAB files raise on damaged bytes.
+# What the decoders of gzip, tar, PNG, JSON, CSV and MATLAB files raise on damaged bytes.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
-    *(zlib.error, tarfile.TarError, Image.DecompressionBombError),
+    *(zlib.error, csv.Error, tarfile.TarError, Image.DecompressionBombError),
 )
 
 
