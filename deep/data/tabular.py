@@ -1,8 +1,8 @@
 """The 15 tables of the talk's Table 4 by name, prepared by statistics of the training rows alone.
 
-    table = load_table("cmc", "data")                  raw: numbers, categories, labels
-    parts = split(table.labels, seed=0)                rows for training, validation and test
-    inputs = prepare(table, parts.train)               all rows, as a network takes them
+`load_table` gives numbers, categories and labels as published, `split` the rows of each part, and
+`prepare` all rows as a network takes them, given those for training. `load_table_examples` does all
+three for one fixed split in two parts.
 """
 
 import warnings
