@@ -132,7 +132,7 @@ def test_a_run_that_diverges_is_told_and_spoils_no_other():
             continue
         alone = trained_alone(run, parts[0])(parts[0].x)
         expected = torch.nn.functional.cross_entropy(alone, parts[0].labels)
-        assert one_loss == pytest.approx(float(expected), abs=1e-12)
+        assert one_loss == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_outcomes_are_mean_loss_and_share_of_misses():

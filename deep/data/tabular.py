@@ -215,7 +215,8 @@ def _from_openml(name: str) -> tuple[pd.DataFrame, pd.Series, str]:
     try:
         with warnings.catch_warnings():  # of retries, and of a cache that was never there
             warnings.simplefilter("ignore")
-            bunch = fetch_openml(data_id=number, as_frame=True)
+            # The faster parser, pandas', fails on categories that are numbers from pandas 3 on.
+            bunch = fetch_openml(data_id=number, as_frame=True, parser="liac-arff")
         target = _in_three_classes(bunch.target) if name == "abalone" else bunch.target
     except (OSError, ValueError, KeyError) as error:  # urllib's URLError is an OSError
         fault = " ".join(str(error).split())
