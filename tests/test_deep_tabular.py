@@ -322,7 +322,8 @@ def openml_answer(url, content):
     if "/json/data/" in url:
         return json.dumps({"data_set_description": {
             "id": "183", "name": "abalone", "version": "1", "format": "ARFF", "description": "",
-            "file_id": "3620", "default_target_attribute": "Class_number_of_rings",
+            "status": "active", "file_id": "3620",
+            "default_target_attribute": "Class_number_of_rings",
             "md5_checksum": content.get("md5", hashlib.md5(content["arff"]).hexdigest()),
             "url": "https://www.openml.org/data/v1/download/3620/abalone.arff",
         }}).encode()  # fmt: skip

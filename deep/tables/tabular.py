@@ -19,7 +19,7 @@ assumption, stated here in full and recorded with every result:
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from theory.mixing import beta_law
 
 _BOTH = ("alpha", "eta")
 _TUNED: dict[Method, tuple[str, ...]] = {"erm": (), "mixup": ("alpha",)}  # the others: both
+_RECORDED = ("methods", "alphas", "etas", "lr", "momentum", "weight_decay", "batch_size")
 _LARGE = 50_000  # rows
 _TIMED_SEEDS, _TIMED_STEPS = 4, (2, 32)
 
@@ -178,32 +179,38 @@ class TabularJob(Job):
 
         for start in range(0, len(self.seeds), self.seeds_at_once):
             seeds = self.seeds[start : start + self.seeds_at_once]
-            train, validation, test = _prepared(table, seeds)
-            runs = [run for seed in seeds for run in self.config.grid(seed)]
-            found: dict[Run, Outcome] = {}
-            for chosen, stack in trained(
-                runs, train, len(table.classes), self.optimization,
-                width=self.config.width, progress=advance,
-            ):  # fmt: skip
-                loss, validation_error = outcomes(stack, chosen, validation)
-                _, error = outcomes(stack, chosen, test)
-                numbers = zip(
-                    chosen, validation_error.tolist(), loss.tolist(), error.tolist(), strict=True
-                )
-                found |= {run: Outcome(run, *values) for run, *values in numbers}
+            parts = _prepared(table, seeds)
+            found = self._outcomes(parts, len(table.classes), advance)
             for seed in seeds:
                 results += _chosen(self.row, [found[run] for run in self.config.grid(seed)])
-        sizes = {"training": train, "validation": validation, "test": test}
+        sizes = zip(("training", "validation", "test"), parts, strict=True)
         return {
             "settings": self._settings(),
             "data": {
                 "source": table.source,
-                **{name: len(parts[0].labels) for name, parts in sizes.items()},
-                "inputs": train[self.seeds[-1]].x.shape[1],
+                **{name: len(part[seeds[0]].x) for name, part in sizes},
+                "inputs": parts[0][seeds[0]].x.shape[1],
                 "classes": len(table.classes),
             },
             "results": results,
         }
+
+    def _outcomes(
+        self, parts: tuple[dict[int, Part], ...], num_classes: int, advance: Callable[[int], None]
+    ) -> dict[Run, Outcome]:
+        """Of all runs of the seeds whose training, validation and test parts are given."""
+        train, validation, test = parts
+        runs = [run for seed in train for run in self.config.grid(seed)]
+        width = self.config.width
+        found = {}
+        for chosen, stack in trained(
+            runs, train, num_classes, self.optimization, width=width, progress=advance
+        ):
+            loss, validation_error = outcomes(stack, chosen, validation)
+            _, error = outcomes(stack, chosen, test)
+            numbers = [values.tolist() for values in (validation_error, loss, error)]
+            found.update({run: Outcome(run, *n) for run, *n in zip(chosen, *numbers, strict=True)})
+        return found
 
     def _settings(self) -> dict[str, Any]:
         config = self.config
@@ -212,8 +219,7 @@ class TabularJob(Job):
             "optimizer": "SGD with Nesterov momentum, linear warm-up over a twentieth, cosine",
             "split": "60/20/20, classes in proportion",
             "choice": "least validation error, then loss, then the first",
-            **{name: getattr(config, name) for name in ("methods", "alphas", "etas", "lr")},
-            **{name: getattr(config, name) for name in ("momentum", "weight_decay", "batch_size")},
+            **{name: getattr(config, name) for name in _RECORDED},
             "epochs": self.optimization.epochs,
             "seeds": list(self.seeds),
         }
