@@ -25,6 +25,8 @@ from torch import Tensor
 from deep.loop import Optimization
 from deep.mixupe import eta_hat
 from deep.models.mlp import MLP
+from deep.models.mlp_stack import MLPStack
+from theory.errors import InputError
 from theory.first_order import q_hat
 from theory.losses import as_targets, loss
 from theory.mixing import beta_law, relabelled_law
@@ -32,14 +34,14 @@ from theory.mixing import beta_law, relabelled_law
 Method = Literal["erm", "mixup", "mixupe-paper", "mixupe-official-v3", "mixupe-exact"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-# Runs of a family share their passes: over the mixed batch alone; over the clean one, too; over
-# the clean one with its tangents.
-_FAMILIES: tuple[tuple[Method, ...], ...] = (
-    ("erm", "mixup"), ("mixupe-paper", "mixupe-official-v3"), ("mixupe-exact",),
-)  # fmt: skip
+# What a stack can hold, by the passes of a step: over the mixed batch, over the clean one, and over
+# the tangents at the clean one. ERM's mixed batch is one with λ = 1.
+_FAMILIES: dict[int, tuple[Method, ...]] = {
+    1: ("erm", "mixup"),
+    2: ("mixupe-paper", "mixupe-official-v3"),
+    3: ("mixupe-exact",),
+}
 _TAU = 1.0  # of mixupe-official-v3
-# Ten times as fast in place as a product with a mask.
-_RELU_GRADIENT = torch.ops.aten.threshold_backward.grad_input
 
 
 @dataclass(frozen=True)
@@ -66,83 +68,6 @@ class Part(NamedTuple):
     labels: Int[Tensor, " rows"]
 
 
-class Stack:
-    """Perceptrons as `deep.models.mlp.MLP`, one a run; the weights of a layer are one tensor.
-
-    Values and tangents run through the layers as rows of one batch. Their gradient is written out
-    here, each product straight into the parameter's `grad`: autograd's would be as right and
-    half as fast, for the memory that it takes and gives back at every step.
-
-    Args:
-        networks: The perceptrons, of one shape; their parameters are copied.
-
-    Attributes:
-        weights: Of each layer, (runs, inputs, outputs).
-        biases: Of each layer, (runs, 1, outputs).
-    """
-
-    def __init__(self, networks: Sequence[MLP]):
-        of_layer = list(zip(*(network.parameters() for network in networks), strict=True))
-        self.weights = [torch.stack([p.detach().T for p in layer]) for layer in of_layer[::2]]
-        self.biases = [torch.stack([p.detach()[None] for p in layer]) for layer in of_layer[1::2]]
-        for parameter in self.parameters:
-            parameter.grad = torch.empty_like(parameter)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Weights, then biases."""
-        return [*self.weights, *self.biases]
-
-    def __call__(self, x: Float[Tensor, "runs rows inputs"]) -> Float[Tensor, "runs rows classes"]:
-        """Logits of each run on its own rows."""
-        return self.forward(x, x.shape[1])[-1]
-
-    def forward(
-        self, x: Float[Tensor, "runs rows inputs"], values: int
-    ) -> list[Float[Tensor, "runs rows width"]]:
-        """What each layer is given, and at the end the logits.
-
-        Args:
-            x: Inputs in the first rows; in those behind them directions v, as many as there are,
-                for the last of the inputs. What comes out there is J v.
-            values: How many rows are inputs.
-        """
-        given = [x]
-        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.bmm(x, weight)
-            x[:, :values] += bias
-            if k < len(self.weights) - 1:
-                _halve(x, x, values)
-            given.append(x)
-        return given
-
-    def backward(
-        self, given: list[Tensor], gradient: Float[Tensor, "runs rows classes"], values: int
-    ) -> None:
-        """Sets the gradient of the parameters from that of the logits and their tangents.
-
-        Args:
-            given: What `forward` gave.
-            gradient: In the last of it.
-            values: How many rows are inputs.
-        """
-        layers = list(zip(self.weights, self.biases, given[:-1], strict=True))
-        for k, (weight, bias, x) in reversed(list(enumerate(layers))):
-            torch.bmm(x.mT, gradient, out=weight.grad)
-            torch.sum(gradient[:, :values], 1, keepdim=True, out=bias.grad)
-            if k:
-                gradient = torch.bmm(gradient, weight.mT)
-                _halve(gradient, x, values)
-
-
-def _halve(rows: Tensor, x: Tensor, values: int) -> None:
-    """Sets rows to zero, in place, where x is not positive; tangents as the last of the values."""
-    parts = [slice(values), slice(values, None)]
-    of = [slice(values), slice(2 * values - x.shape[1], values)]
-    for part, where in zip(parts, of, strict=True):
-        _RELU_GRADIENT(rows[:, part], x[:, where], 0, grad_input=rows[:, part])
-
-
 def trained(
     runs: Sequence[Run],
     data: Mapping[int, Part],
@@ -152,7 +77,7 @@ def trained(
     width: int = 128,
     most: int = 32,
     progress: Callable[[int], None] = lambda _: None,
-) -> Iterator[tuple[list[Run], Stack]]:
+) -> Iterator[tuple[list[Run], MLPStack]]:
     """Trains all runs, some at a time, and gives them as they are done.
 
     Args:
@@ -163,9 +88,14 @@ def trained(
         width: Units of the two hidden layers.
         most: Runs in a stack. Too few leave time between operations, too many leave the cache.
         progress: Called after each epoch with the number of runs that it trained.
+
+    Raises:
+        InputError: If a number of the settings is out of range or another optimiser asked for.
     """
     settings.check()
-    for family in _FAMILIES:
+    if settings.optimizer != "sgd":
+        raise InputError(f"stacks are trained by sgd, not by {settings.optimizer}")
+    for family in _FAMILIES.values():
         members = sorted((run for run in runs if run.method in family), key=lambda run: run.seed)
         for start in range(0, len(members), most):
             chosen = members[start : start + most]
@@ -198,7 +128,7 @@ class _Training:
         self.seed_of = torch.tensor([seeds.index(run.seed) for run in runs])
         self.mean = torch.stack([part.x.mean(0) for part in parts])[self.seed_of][:, None]
 
-        self.family = next(k for k, family in enumerate(_FAMILIES) if runs[0].method in family)
+        self.passes = next(k for k, family in _FAMILIES.items() if runs[0].method in family)
         self.alphas = [None if run.method == "erm" else run.alpha for run in runs]
         self.strength = torch.tensor(
             [run.eta * relabelled_law(run.alpha).moment(1) for run in runs], dtype=dtype
@@ -208,7 +138,7 @@ class _Training:
         networks, self.generators = zip(
             *(initial(seed, inputs, num_classes, width) for seed in seeds), strict=True
         )
-        self.stack = Stack([networks[k].to(dtype) for k in self.seed_of])
+        self.stack = MLPStack([networks[k].to(dtype) for k in self.seed_of])
         self.settings = settings
         self.optimizer = torch.optim.SGD(
             self.stack.parameters,
@@ -252,8 +182,12 @@ class _Training:
         clean, targets = _rows(self.x, own), _rows(self.targets, own)
         mixed = torch.lerp(_rows(self.x, other), clean, lam)
         mixed_targets = torch.lerp(_rows(self.targets, other), targets, lam)
-        batch = [[mixed], [mixed, clean], [mixed, clean, self.mean - clean]][self.family]
-        values = own.shape[1] * min(len(batch), 2)
+        batch = [mixed]
+        if self.passes > 1:
+            batch.append(clean)
+        if self.passes > 2:
+            batch.append(self.mean - clean)
+        values = own.shape[1] * min(self.passes, 2)
 
         given = self.stack.forward(torch.cat(batch, 1), values)
         logits = given[-1].requires_grad_()
@@ -332,7 +266,7 @@ def draw_epoch(generators: Sequence[torch.Generator], rows: int, steps: int) -> 
 
 @torch.no_grad()
 def outcomes(
-    stack: Stack, runs: Sequence[Run], data: Mapping[int, Part], rows: int = 1024
+    stack: MLPStack, runs: Sequence[Run], data: Mapping[int, Part], rows: int = 1024
 ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
     """Mean loss, in nats, and share of misclassified examples; NaN for a run that diverged.
 
