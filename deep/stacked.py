@@ -41,7 +41,7 @@ _FAMILIES: dict[int, tuple[Method, ...]] = {
     2: ("mixupe-paper", "mixupe-official-v3"),
     3: ("mixupe-exact",),
 }
-_TAU = 1.0  # of mixupe-official-v3
+TAU = 1.0  # of mixupe-official-v3
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Training:
         if tangents is not None:
             return ((logits.softmax(-1) - targets) * tangents).sum(-1).abs()
         estimate = _by_run(q_hat, logits, targets)
-        below = torch.where(estimate >= _TAU, 0.0, estimate)  # a NaN stays
+        below = torch.where(estimate >= TAU, 0.0, estimate)  # a NaN stays
         return torch.where(self.paper, estimate.abs(), -below)
 
 

@@ -28,7 +28,7 @@ import torch
 
 from deep.data.tabular import TABLES, Table, load_table, prepare, split, table_size
 from deep.loop import Optimization
-from deep.stacked import METHODS, Method, Part, Run, outcomes, steps_an_epoch, trained
+from deep.stacked import METHODS, TAU, Method, Part, Run, outcomes, steps_an_epoch, trained
 from deep.tables.jobs import Job, Progress, TableConfig
 from theory.errors import InputError
 from theory.mixing import beta_law
@@ -215,11 +215,13 @@ class TabularJob(Job):
     def _settings(self) -> dict[str, Any]:
         config = self.config
         return {
+            "inputs": "standardised by the training rows, cut off at 10 deviations; one-hot",
             "network": f"MLP, {config.width} and {config.width} hidden units",
             "optimizer": "SGD with Nesterov momentum, linear warm-up over a twentieth, cosine",
             "split": "60/20/20, classes in proportion",
             "choice": "least validation error, then loss, then the first",
             **{name: getattr(config, name) for name in _RECORDED},
+            "tau": TAU,
             "epochs": self.optimization.epochs,
             "seeds": list(self.seeds),
         }
