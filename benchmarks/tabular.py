@@ -5,6 +5,7 @@ has for training (1,200 × 47, random numbers), an epoch of batches of 32: 38 st
 Each contestant also makes its networks and draws its batches.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -37,7 +38,7 @@ def main(rounds: int = 5) -> None:
         {"stack": lambda: _stack(data), "loop": lambda: _loop(data), "vmap": lambda: _vmap(data)},
         rounds,
     )
-    steps = SEEDS * len(METHODS) * (ROWS // BATCH)
+    steps = SEEDS * len(METHODS) * math.ceil(ROWS / BATCH)
     micro = {name: min(times) / steps * 1e6 for name, times in seconds.items()}
     note = ", ".join(f"{name} {value:.0f} µs a model-step" for name, value in micro.items())
     note += f"; {torch.get_num_threads()} threads"
@@ -78,7 +79,7 @@ def _alone(method: Method, part: Part) -> None:
     )
     optimizer = _optimizer(list(model.parameters()))
     targets = as_targets(part.labels, CLASSES)
-    for chosen in torch.randperm(ROWS)[: ROWS // BATCH * BATCH].split(BATCH):
+    for chosen in torch.randperm(ROWS).split(BATCH):
         optimizer.zero_grad()
         objective(part.x[chosen], targets[chosen]).backward()
         optimizer.step()
@@ -94,7 +95,7 @@ def _vmapped(method: Method, data: dict[int, Part]) -> None:
     targets = torch.stack([as_targets(part.labels, CLASSES) for part in data.values()])
     order = torch.stack([torch.randperm(ROWS) for _ in data])
     means, seeds = x.mean(1), torch.arange(len(data))[:, None]
-    for chosen in order[:, : ROWS // BATCH * BATCH].split(BATCH, 1):
+    for chosen in order.split(BATCH, 1):
         partner = torch.rand(chosen.shape).argsort(1)
         lam = beta_law(ALPHA).sample(len(data)).float()
         rows = x[seeds, chosen], targets[seeds, chosen]

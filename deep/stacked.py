@@ -75,7 +75,7 @@ def trained(
     settings: Optimization,
     *,
     width: int = 128,
-    most: int = 32,
+    most: int = 40,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[list[Run], MLPStack]]:
     """Trains all runs, some at a time, and gives them as they are done.
@@ -86,7 +86,7 @@ def trained(
         num_classes: Number of logits.
         settings: Epochs, batch size, learning rate, SGD's momentum and weight decay.
         width: Units of the two hidden layers.
-        most: Runs in a stack. Too few leave time between operations, too many leave the cache.
+        most: Runs in a stack at most. Too few leave time between operations, too many leave the cache.
         progress: Called after each epoch with the number of runs that it trained.
 
     Raises:
@@ -97,8 +97,9 @@ def trained(
         raise InputError(f"stacks are trained by sgd, not by {settings.optimizer}")
     for family in _FAMILIES.values():
         members = sorted((run for run in runs if run.method in family), key=lambda run: run.seed)
-        for start in range(0, len(members), most):
-            chosen = members[start : start + most]
+        stacks = math.ceil(len(members) / most)
+        for k in range(stacks):  # of equal size, or almost
+            chosen = members[len(members) * k // stacks : len(members) * (k + 1) // stacks]
             training = _Training(chosen, data, num_classes, settings, width)
             for _ in range(-(-training.total // training.steps)):
                 training.epoch()

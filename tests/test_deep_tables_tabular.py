@@ -17,7 +17,7 @@ from theory.errors import InputError
 from theory.record import json_line
 
 CONFIG = TabularConfig(
-    rows=("iris",), seeds=3, alphas=(1.0, 0.5), etas=(0.1,), width=8, epochs=2, least_steps=4
+    rows=("iris",), seeds=3, alphas=(8.0, 0.1), etas=(0.01, 5.0), width=8, epochs=2, least_steps=9
 )
 
 
@@ -171,4 +171,4 @@ def test_time_is_extrapolated_from_a_few_steps(job, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(tabular, "trained", ticking)
-    assert job.seconds() == pytest.approx(4 + 0.1 + tabular._TIMED_STEPS[0], abs=0.01)
+    assert job.seconds() == pytest.approx(9 + 0.1 + tabular._TIMED_STEPS[0], abs=0.01)
