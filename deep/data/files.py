@@ -1,5 +1,6 @@
 """What the readers of data files share: one line for a damaged file, one line for a source."""
 
+import csv
 import gzip
 import hashlib
 import tarfile
@@ -13,10 +14,10 @@ from PIL import Image
 
 from theory.errors import InputError
 
-# What the decoders of gzip, tar, PNG, JSON, MATLAB and WAV files raise on damaged bytes.
+# What the decoders of gzip, tar, PNG, JSON, CSV, MATLAB and WAV files raise on damaged bytes.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
-    *(zlib.error, tarfile.TarError, Image.DecompressionBombError, wave.Error),
+    *(zlib.error, tarfile.TarError, Image.DecompressionBombError, csv.Error, wave.Error),
 )
 
 
