@@ -8,6 +8,7 @@ different --rows in one folder at the same time.
 """
 
 import fcntl
+import json
 import math
 import os
 import sys
@@ -150,10 +151,11 @@ def waiting(record: Sequence[Mapping[str, Any]], jobs: Sequence[Job], folder: Pa
     """
     known = {line["job"]: line["settings"] for line in record}
     for job in jobs:
-        old = known.get(job.name, job.settings)
+        settings = json.loads(json_line(job.settings))  # as the record holds them
+        old = known.get(job.name, settings)
         changed = [
             f"{key} was {old.get(key)}, is {value}"
-            for key, value in job.settings.items()
+            for key, value in settings.items()
             if old.get(key) != value
         ]
         if changed:

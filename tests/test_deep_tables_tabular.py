@@ -88,7 +88,7 @@ def test_a_job_records_every_method_and_split_as_json(job):
         tuned = {"erm": set(), "mixup": {"alpha"}}.get(entry["method"], {"alpha", "eta"})
         assert entry["chosen"].keys() == tuned
         assert entry["diverged"] == 0
-    sizes = {"training": 36, "validation": 12, "test": 12, "inputs": 3, "classes": 3}
+    sizes = {"train": 36, "validation": 12, "test": 12, "inputs": 3, "classes": 3}
     assert record["data"] == {"source": "here; SHA-256 0", **sizes}
     assert seen == sorted(seen)
     assert seen[-1] == 1

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -44,6 +44,7 @@ _TIMED_SEEDS, _TIMED_STEPS = 4, (2, 32)
 class TabularConfig(TableConfig):
     """Table 4: perceptrons on tables, hyper-parameters chosen on a validation part."""
 
+    number: ClassVar[int] = 4
     methods: tuple[Method, ...] = METHODS
     """Training objectives"""
     seeds: int = 20
@@ -143,6 +144,7 @@ class TabularJob(Job):
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
+        self.settings = self._settings()
 
     def seconds(self) -> float:
         """From a few steps on a few of the splits."""
@@ -183,9 +185,8 @@ class TabularJob(Job):
             found = self._outcomes(parts, len(table.classes), advance)
             for seed in seeds:
                 results += _chosen(self.row, [found[run] for run in self.config.grid(seed)])
-        sizes = zip(("training", "validation", "test"), parts, strict=True)
+        sizes = zip(("train", "validation", "test"), parts, strict=True)
         return {
-            "settings": self._settings(),
             "data": {
                 "source": table.source,
                 **{name: len(part[seeds[0]].x) for name, part in sizes},
