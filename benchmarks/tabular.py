@@ -17,13 +17,13 @@ from deep.loop import Optimization
 from deep.mixupe import eta_hat
 from deep.models.mlp import MLP
 from deep.objective import build_objective
-from deep.stacked import METHODS, Method, Part, Run, trained
+from deep.stacked import METHODS, TAU, Method, Part, Run, trained
 from theory.first_order import q_hat
 from theory.losses import as_targets, loss, probabilities
 from theory.mixing import beta_law, relabelled_law
 
 SEEDS, ROWS, COLUMNS, CLASSES, WIDTH, BATCH = 20, 1200, 47, 10, 128, 32
-ALPHA, ETA, TAU = 1.0, 0.001, 1.0
+ALPHA, ETA = 1.0, 0.001
 SETTINGS = Optimization(epochs=1, batch_size=BATCH, lr=0.01)
 
 

@@ -86,7 +86,7 @@ def trained(
         num_classes: Number of logits.
         settings: Epochs, batch size, learning rate, SGD's momentum and weight decay.
         width: Units of the two hidden layers.
-        most: Runs in a stack at most. Too few leave time between operations, too many leave the cache.
+        most: Runs in a stack at most. Too few waste time between operations, too many the cache.
         progress: Called after each epoch with the number of runs that it trained.
 
     Raises:

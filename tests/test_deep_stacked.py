@@ -177,4 +177,4 @@ def test_progress_counts_runs_an_epoch():
         most=2, progress=calls.append,
     ):  # fmt: skip
         pass
-    assert calls == [2, 2, 2, 1, 1, 1]
+    assert calls == [1, 1, 1, 2, 2, 2]
