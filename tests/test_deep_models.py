@@ -70,7 +70,7 @@ def test_preact_depth_counts_the_layers_on_the_longest_path(depth):
 
 
 def test_registry_and_table_of_small_networks_name_the_same():
-    assert set(MODELS) == set(SMALL)
+    assert set(MODELS) - {"gin", "gin-bias-free"} == set(SMALL)  # those take graphs
 
 
 @pytest.mark.parametrize("size", [(32, 32), (160, 101), (33, 47)])

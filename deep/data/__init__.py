@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deep.data.examples import Examples
+from deep.data.graphs import GRAPH_SETS, load_graph_examples
 from deep.data.images import IMAGE_SETS, ImageData, load_images
 from theory.errors import InputError
 
@@ -12,6 +13,7 @@ __all__ = ["DATA_SETS", "IMAGE_SETS", "Examples", "ImageData", "load_examples", 
 # One kind of data a line: its names, and what loads one of them.
 _KINDS: tuple[tuple[tuple[str, ...], Callable[[str, str | Path | None], Examples]], ...] = (
     (IMAGE_SETS, load_images),
+    (GRAPH_SETS, load_graph_examples),
 )
 DATA_SETS = tuple(name for names, _ in _KINDS for name in names)
 
@@ -20,7 +22,7 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> Examples:
     """Load a data set of any kind.
 
     Args:
-        name: One of `DATA_SETS`.
+        name: One of `DATA_SETS`, in any case.
         data_dir: A folder that holds the published files. Without it they are downloaded once,
             verified and kept in the user's cache.
 
@@ -29,6 +31,7 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> Examples:
             download.
     """
     for names, load in _KINDS:
-        if name in names:
-            return load(name, data_dir)
+        for known in names:
+            if known.casefold() == name.casefold():
+                return load(known, data_dir)
     raise InputError(f"unknown data set {name!r}; choose one of {', '.join(DATA_SETS)}")

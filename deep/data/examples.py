@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from deep.data.graph_batches import Graphs
 from theory.errors import InputError
 
 
@@ -17,7 +18,7 @@ class Examples:
 
     Attributes:
         name: The set's name.
-        x_train: Training inputs, float32, as a network takes them.
+        x_train: Training inputs, float32, or graphs, as a network takes them.
         y_train: Training labels, 0 to `num_classes` - 1.
         x_test: Test inputs, prepared with numbers of the training part alone.
         y_test: Test labels.
@@ -26,9 +27,9 @@ class Examples:
     """
 
     name: str
-    x_train: Float[Tensor, "train *dims"]
+    x_train: Float[Tensor, "train *dims"] | Graphs
     y_train: Int[Tensor, " train"]
-    x_test: Float[Tensor, "test *dims"]
+    x_test: Float[Tensor, "test *dims"] | Graphs
     y_test: Int[Tensor, " test"]
     num_classes: int
     source: str

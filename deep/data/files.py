@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from PIL import Image
 
 from theory.errors import InputError
 
-# What the decoders of gzip, tar, PNG, JSON and MATLAB files raise on damaged bytes.
+# What the decoders of gzip, tar, zip, PNG, JSON and MATLAB files raise on damaged bytes.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
-    *(zlib.error, tarfile.TarError, Image.DecompressionBombError),
+    *(zlib.error, tarfile.TarError, zipfile.BadZipFile, Image.DecompressionBombError),
 )
 
 

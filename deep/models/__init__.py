@@ -19,6 +19,17 @@ from deep.models.vgg import VGG
 from deep.models.wide_resnet import WideResNet
 from theory.errors import InputError
 
+
+def _gin(*, num_classes: int, in_channels: int, width: int = 64, bias: bool = True) -> nn.Module:
+    try:  # on demand: torch_geometric takes seconds to import, and is not everywhere
+        from deep.models.gin import GIN
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"gin needs {error.name}, which is not there: pip install torch_geometric"
+        ) from error
+    return GIN(num_classes=num_classes, in_channels=in_channels, width=width, bias=bias)
+
+
 # Each takes num_classes and in_channels, and where they mean something image_size and width.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "preact18": partial(PreActResNet, 18),
@@ -30,6 +41,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": partial(VGG, 11),
     "vgg13": partial(VGG, 13),
     "mlp": MLP,
+    "gin": _gin,  # for graphs: in_channels is the length of a node's feature vector
+    "gin-bias-free": partial(_gin, bias=False),
 }
 
 
@@ -43,16 +56,17 @@ def build_model(
 ) -> nn.Module:
     """A freshly initialised network of the registry, in train mode.
 
-    Inputs are (batch, in_channels, height, width), outputs logits (batch, num_classes).
+    Inputs are (batch, in_channels, height, width) or, for gin, `deep.data.graph_batches.Graphs`;
+    outputs are logits (batch, num_classes).
 
     Args:
         name: A key of `MODELS`.
         num_classes: Number of logits.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images, or length of a node's feature vector.
         image_size: Side of square images, or (height, width).
         width: Channels of the first stage (PreActResNets and VGGs, 64), widening factor (WRN, 10)
-            or hidden units (MLP, 128); None for the number in brackets, which is the published one
-            where there is one. Smaller values serve tests and small studies.
+            or hidden units (MLP, 128; GIN, 64); None for the number in brackets, which is the
+            published one where there is one. Smaller values serve tests and small studies.
 
     Raises:
         InputError: If the name is unknown, a number is not positive, the images are too small for
