@@ -109,9 +109,7 @@ class MixupE(Mixup):
             penalty = self.penalty(x, targets)
         total = mixup_loss + self.eta * self.mean_a * penalty
         mixed, whole = mean_over_processes(torch.stack([mixup_loss, total]))
-        # Both vanish at a perfect fit (in round-off): 0/0, and there is nothing to rescale.
-        eta_hat = torch.where(whole == 0, torch.ones_like(whole), (mixed / whole).abs())
-        return eta_hat * total
+        return eta_hat(mixed, whole) * total
 
     def penalty(self, x: Tensor, targets: Tensor) -> Tensor:
         """P on a clean batch."""
@@ -142,6 +140,13 @@ class MixupE(Mixup):
                 f"mean has shape {tuple(self.mean.shape)} and one input {tuple(x.shape[1:])}: they "
                 "must be the same"
             )
+
+
+def eta_hat(mixed: Float[Tensor, "*runs"], whole: Float[Tensor, "*runs"]) -> Float[Tensor, "*runs"]:
+    """η̂ = |L_mix| / |L_mix + η E[a] P| from the two losses, without a graph."""
+    mixed, whole = mixed.detach(), whole.detach()
+    # Both vanish at a perfect fit (in round-off): 0/0, and there is nothing to rescale.
+    return torch.where(whole == 0, torch.ones_like(whole), (mixed / whole).abs())
 
 
 class OfficialV1(MixupE):

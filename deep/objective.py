@@ -54,8 +54,9 @@ class OnEmbedding(nn.Module):
     over all training inputs moves with every step. One pass gives z for the clean and the mixed
     examples, so that MixupE costs no second one and `clean_statistics` has nothing to choose.
 
-    The whole model is trained through z, but by the penalties of mixupe-official-v1 and -v2, which
-    detach their input, the head alone.
+    The whole model is trained through z. Two penalties do not reach it, and train the head alone:
+    those of mixupe-official-v1 and -v2, which detach their input. mixupe-exact's needs a head of
+    layers that `theory.tangents` knows.
 
     Args:
         model: A module that embeds.

@@ -38,8 +38,8 @@ class Graphs:
     def __getitem__(self, chosen: Int[Tensor, " chosen"] | slice) -> "Graphs":
         if isinstance(chosen, slice):
             chosen = torch.arange(len(self), device=self.nodes.device)[chosen]
-        node, nodes, shift = _gathered(self.nodes, chosen)
-        edge, edges, _ = _gathered(self.edges, chosen)
+        node, nodes, shift = gathered(self.nodes, chosen)
+        edge, edges, _ = gathered(self.edges, chosen)
         shift = shift.repeat_interleave(edges.diff(), output_size=len(edge))
         return Graphs(
             self.features[node], self.edge_index[:, edge] - shift, nodes, edges, self.pooling
@@ -71,7 +71,7 @@ class Graphs:
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
-def _gathered(
+def gathered(
     pointers: Int64[Tensor, " graphs_and_one"], chosen: Int[Tensor, " chosen"]
 ) -> tuple[Int64[Tensor, " items"], Int64[Tensor, " chosen_and_one"], Int64[Tensor, " chosen"]]:
     """Numbers of the chosen graphs' items, pointers to them once gathered, and their shifts.

@@ -1,6 +1,7 @@
 """GIN-0, the graph isomorphism network (Xu et al., 2019), split where Mixup acts."""
 
-from itertools import pairwise
+from functools import reduce
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float
@@ -108,6 +109,7 @@ class Readout(nn.Module):
 
     def forward(self, z: Float[Tensor, "graphs dim"]) -> Float[Tensor, "graphs classes"]:
         """Logits."""
-        parts = z.split(self.widths, 1)
+        starts = accumulate(self.widths, initial=0)
+        parts = [z.narrow(1, *place) for place in zip(starts, self.widths, strict=False)]
         scores = [layer(part) for layer, part in zip(self.layers, parts, strict=True)]
-        return sum(self.dropout(score) for score in scores)
+        return reduce(torch.add, map(self.dropout, scores))

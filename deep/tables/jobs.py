@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 # Called now and then with the part of a job that is done, in [0, 1].
 Progress = Callable[[float], None]
@@ -17,11 +17,13 @@ class Job(ABC):
         name: Unique in its table; what the record knows a finished job by.
         row: The table's row that it belongs to.
         runs: How many networks are trained in it.
+        settings: All that decides its result but the data, as JSON can hold it.
     """
 
     name: str
     row: str
     runs: int
+    settings: dict[str, Any]
 
     @abstractmethod
     def seconds(self) -> float:
@@ -35,8 +37,8 @@ class Job(ABC):
     def run(self, progress: Progress) -> dict[str, Any]:
         """Trains, and returns what the record says of it, as JSON can hold it.
 
-        `settings`: all that decides the result but the data. `data`: `source` (files and SHA-256,
-        in one line) and the sizes of the parts. `results`: a list of outcomes, each with `method`
+        `data`: `source` (files and SHA-256, in one line) and the sizes of the parts, `train` and
+        `test` at least. `results`: a list of outcomes, each with `method`
         (of `deep.objective`), `split` (number of the repetition: seed or fold), `error` (share of
         test examples misclassified, in [0, 1]) and whatever else the table's protocol yields, such
         as `chosen` (hyper-parameters picked on the validation part) or `selection`.
@@ -49,6 +51,11 @@ class Job(ABC):
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(ABC):
     """Flags that all tables share."""
+
+    number: ClassVar[int]
+    """The table's, in the talk"""
+    resplit: ClassVar[bool]
+    """Whether each repetition splits the data anew (else they share one split)"""
 
     rows: tuple[str, ...] = ()
     """Rows to run; all if not given"""
