@@ -6,9 +6,9 @@ all. Only products with weights and batch norms go network by network: a network
 processor's cache there, whereas padding to equal numbers of nodes for `baddbmm` adds rows, and an
 elementwise pass over all networks' rows takes three times as long for each.
 
-The gradient is written out and not autograd's, which would allocate its tensors anew each time.
-What a network computes is what `deep.models.gin.GIN` would alone, but for the biases before batch
-norms: these subtract the mean, so that such a bias has gradient zero, and it stays as it was.
+The gradient is written out, which is faster than autograd's. What a network computes is what
+`deep.models.gin.GIN` would alone, but that the biases before batch norms are left out: the norm
+takes them off again, their gradient is zero, and only round-off would move them.
 """
 
 from collections.abc import Sequence
@@ -114,7 +114,9 @@ def _sums(
 
 
 class _Dense:
-    """max(0, norm(xW + b)) with a weight and a batch norm of each network.
+    """max(0, norm(xW)) with a weight and a batch norm of each network.
+
+    A linear layer's bias is only part of what the norm subtracts, and so of its running mean here.
 
     Args:
         linears: A layer of each network.
@@ -123,10 +125,10 @@ class _Dense:
 
     def __init__(self, linears: Sequence[Any], norms: Sequence[Any]):
         self.weight = stacked([layer.weight.T for layer in linears])
-        self.bias = stacked([layer.bias for layer in linears])
         self.scale = stacked([norm.weight for norm in norms])
         self.shift = stacked([norm.bias for norm in norms])
         self.running = [stacked([getattr(norm, name) for norm in norms]) for name in _RUNNING]
+        self.running[0] -= stacked([layer.bias for layer in linears])
         self.momentum, self.eps = norms[0].momentum, norms[0].eps
         self.parameters = [self.weight, self.scale, self.shift]
         self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
@@ -138,18 +140,19 @@ class _Dense:
         before = x.new_empty(len(x), self.weight.shape[2])
         after = torch.empty_like(before)
         mean, deviation = (torch.empty_like(t) for t in self.running)
-        for x_r, before_r, after_r, weight, bias, scale, shift, running, running_2, *moments in zip(
+        for x_r, before_r, after_r, weight, scale, shift, running, running_2, *moments in zip(
             *(t.split(sizes) for t in (x, before, after)),
-            *(self.weight, self.bias, self.scale, self.shift, *self.running, mean, deviation),
+            *(self.weight, self.scale, self.shift, *self.running, mean, deviation),
             strict=True,
         ):
-            torch.addmm(bias, x_r, weight, out=before_r)
+            torch.mm(x_r, weight, out=before_r)
             _NORM(
                 before_r, scale, shift, running, running_2, training, self.momentum, self.eps,
                 out=after_r, save_mean=moments[0], save_invstd=moments[1],
             )  # fmt: skip
             after_r.relu_()
-        self._given = (x, before, after), (mean, deviation)
+        if training:
+            self._given = (x, before, after), (mean, deviation)
         return after
 
     def backward(self, gradient: Tensor, sizes: list[int], below: Tensor | None) -> None:
