@@ -159,25 +159,41 @@ class _Dense:
         """Sets the parameters' gradients from that of the last output.
 
         Args:
-            gradient: Of the last output.
+            gradient: Of the last output; overwritten.
             sizes: As in `forward`.
             below: Where to write the gradient of the last input; None if it is not wanted.
         """
-        rows, moments = self._given
-        room = gradient.new_empty(max(sizes), gradient.shape[1])
-        weight_gradient, scale_gradient, shift_gradient = self.gradients
+        (x, before, after), moments = self._given
+        weight_gradient, *norm_gradients = self.gradients
         belows = [None] * len(sizes) if below is None else below.split(sizes)
-        for r, (gradient_r, x, before, after, below_r, mean, deviation) in enumerate(
-            zip(*(t.split(sizes) for t in (gradient, *rows)), belows, *moments, strict=True)
+        of_norms = []
+        for (
+            x_t,
+            gradient_r,
+            before_r,
+            after_r,
+            below_r,
+            weight_t,
+            out,
+            scale,
+            mean,
+            deviation,
+        ) in zip(
+            *(x.T.split(sizes, 1), *(t.split(sizes) for t in (gradient, before, after)), belows),
+            *(self.weight.mT, weight_gradient, self.scale, *moments),
+            strict=True,
         ):
-            at_norm = _RELU_GRADIENT(gradient_r, after, 0, grad_input=room[: sizes[r]])
-            at_product, scale_gradient[r], shift_gradient[r] = _NORM_GRADIENT(
-                at_norm, before, self.scale[r], None, None, mean, deviation, True, self.eps,
+            _RELU_GRADIENT(gradient_r, after_r, 0, grad_input=gradient_r)
+            at_product, *of_norm = _NORM_GRADIENT(
+                gradient_r, before_r, scale, None, None, mean, deviation, True, self.eps,
                 [True, True, True],
             )  # fmt: skip
-            torch.mm(x.T, at_product, out=weight_gradient[r])
+            of_norms.append(of_norm)
+            torch.mm(x_t, at_product, out=out)
             if below_r is not None:
-                torch.mm(at_product, self.weight[r].T, out=below_r)
+                torch.mm(at_product, weight_t, out=below_r)
+        for own, of_networks in zip(norm_gradients, zip(*of_norms, strict=True), strict=True):
+            torch.stack(of_networks, out=own)
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
@@ -247,9 +263,9 @@ class StackedGIN:
         of_nodes = [part.contiguous()[batch.graph_of_node] for part in of_parts[1:]]
         flow = of_nodes[-1]
         for k in range(len(self.layers) - 2, -1, -2):
-            room = torch.empty_like(flow)
-            self.layers[k + 1].backward(flow, batch.nodes_of, room)
-            self.layers[k].backward(room, batch.nodes_of, flow if k else None)
+            between = torch.empty_like(flow)
+            self.layers[k + 1].backward(flow, batch.nodes_of, between)
+            self.layers[k].backward(between, batch.nodes_of, flow if k else None)
             if k:  # neighbours are mutual: the gradient of their sums is the sum of gradients
                 flow = _sums(flow, batch.neighbours, batch.starts).add_(of_nodes[k // 2 - 1])
 
