@@ -11,12 +11,11 @@ same for all methods and whatever trains beside it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from deep.data.graph_batches import Graphs
 from deep.mixupe import eta_hat
@@ -28,7 +27,8 @@ from theory.losses import as_targets, loss
 from theory.mixing import beta_law, relabelled_law
 
 Method = Literal["erm", "mixup", "mixupe-paper", "mixupe-official-v3", "mixupe-exact"]
-METHODS: tuple[Method, ...] = get_args(Method)
+# Tells of each network which of its graphs it misclassifies, in evaluation mode, as it is then.
+Evaluation = Callable[[], list[Tensor]]
 _TAU = 1.0  # of mixupe-official-v3
 _HALVED_EVERY = 50  # epochs
 
@@ -199,29 +199,24 @@ class GraphTraining:
     def _logits(self, z: Tensor, kept: Tensor) -> Float[Tensor, "networks graphs classes"]:
         return (self.stack.scores(z) * kept).sum(0)
 
-    def evaluation(self, numbers: Sequence[Int64[Tensor, " graphs"]]) -> Callable[[], list[float]]:
-        """Prepares what gives each network's error on some graphs, at any time in training.
+    def evaluation(self, numbers: Sequence[Int64[Tensor, " graphs"]]) -> Evaluation:
+        """Prepares the evaluation of each network on some graphs, at any time in training.
 
         Args:
             numbers: Of the graphs, for each network.
-
-        Returns:
-            A function that returns the share of each network's graphs that it misclassifies as it
-            is, in evaluation mode.
         """
         batch = self._neighbourhoods.batch(numbers)
-        labels = pad_sequence(
-            [self._labels[own] for own in numbers], batch_first=True, padding_value=-1
-        )
-        counts = torch.tensor(batch.graphs_of)
 
-        def errors() -> list[float]:
+        def wrong() -> list[Bool[Tensor, " graphs"]]:
             with torch.no_grad():
                 z = self.stack.embed(batch, training=False)
-                hits = (self.stack.scores(z).sum(0).argmax(-1) == labels).sum(1)
-            return (1 - hits / counts).tolist()
+                predicted = self.stack.scores(z).sum(0).argmax(-1)
+            return [
+                of_network[: len(own)] != self._labels[own]
+                for of_network, own in zip(predicted, numbers, strict=True)
+            ]
 
-        return errors
+        return wrong
 
 
 def initial(graphs: Graphs, num_classes: int, width: int, seed: int) -> GIN:

@@ -12,23 +12,13 @@ from functools import partial
 from torch import nn
 
 from deep.models.from_file import call_with_named, model_from_file
+from deep.models.gin import GIN
 from deep.models.lenet import LeNet
 from deep.models.mlp import MLP
 from deep.models.preact_resnet import PreActResNet
 from deep.models.vgg import VGG
 from deep.models.wide_resnet import WideResNet
 from theory.errors import InputError
-
-
-def _gin(*, num_classes: int, in_channels: int, width: int = 64, bias: bool = True) -> nn.Module:
-    try:  # on demand: torch_geometric takes seconds to import, and is not everywhere
-        from deep.models.gin import GIN
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"gin needs {error.name}, which is not there: pip install torch_geometric"
-        ) from error
-    return GIN(num_classes=num_classes, in_channels=in_channels, width=width, bias=bias)
-
 
 # Each takes num_classes and in_channels, and where they mean something image_size and width.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -41,8 +31,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": partial(VGG, 11),
     "vgg13": partial(VGG, 13),
     "mlp": MLP,
-    "gin": _gin,  # for graphs: in_channels is the length of a node's feature vector
-    "gin-bias-free": partial(_gin, bias=False),
+    "gin": GIN,  # for graphs: in_channels is the length of a node's feature vector
+    "gin-bias-free": partial(GIN, bias=False),
 }
 
 

@@ -2,11 +2,11 @@
 
 from functools import reduce
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch_geometric.nn import GINConv, global_add_pool, global_mean_pool
 
 from deep.data.graph_batches import Graphs
 from theory.errors import InputError
@@ -43,6 +43,9 @@ class GIN(nn.Module):
         width: Hidden units, those of every layer.
         bias: Whether the linear layers, of the perceptrons and of the head, have biases. The batch
             norms keep their shifts either way: all of them lie below the embedding.
+
+    Raises:
+        InputError: If torch_geometric is not installed.
     """
 
     def __init__(
@@ -50,8 +53,9 @@ class GIN(nn.Module):
     ):
         super().__init__()
         widths = (in_channels, *(width,) * (LAYERS - 1))
+        convolution = _torch_geometric().GINConv
         self.convolutions = nn.ModuleList(
-            GINConv(_perceptron(before, after, bias)) for before, after in pairwise(widths)
+            convolution(_perceptron(before, after, bias)) for before, after in pairwise(widths)
         )
         self.head = Readout(widths, num_classes, bias)
 
@@ -67,7 +71,8 @@ class GIN(nn.Module):
                 f"this gin takes graphs with vectors of length {expected} at the nodes, not an "
                 f"input of shape {tuple(graphs.shape)}: name another data set or another model"
             )
-        pool = global_mean_pool if graphs.pooling == "mean" else global_add_pool
+        layer = _torch_geometric()
+        pool = layer.global_mean_pool if graphs.pooling == "mean" else layer.global_add_pool
         layers = [graphs.features]
         for convolution in self.convolutions:
             layers.append(convolution(layers[-1], graphs.edge_index))
@@ -76,6 +81,17 @@ class GIN(nn.Module):
     def forward(self, graphs: Graphs) -> Float[Tensor, "graphs classes"]:
         """Logits."""
         return self.head(self.embed(graphs))
+
+
+def _torch_geometric() -> Any:
+    """Its layers, on demand: the import takes seconds, and only graphs need it."""
+    try:
+        import torch_geometric.nn
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"gin needs {error.name}, which is not installed: pip install torch_geometric"
+        ) from error
+    return torch_geometric.nn
 
 
 def _perceptron(before: int, after: int, bias: bool) -> nn.Sequential:
