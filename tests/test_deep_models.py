@@ -163,7 +163,7 @@ def test_lenet_is_the_classical_network_on_images_of_32():
     [
         ({"name": "preact5O"}, "did you mean preact50"),
         ({"name": "PreAct18"}, "did you mean preact18"),
-        ({"name": "transformer"}, "choose one of preact18, .*mlp, or path/to/file.py:factory"),
+        ({"name": "transformer"}, "choose one of preact18, .*mlp, .*or path/to/file.py:factory"),
         ({"name": "lenet", "width": 3}, "lenet has no width"),
         ({"name": "lenet", "image_size": 15}, "at least 16×16, not 15×15"),
         ({"name": "vgg11", "image_size": (40, 31)}, "at least 32×32, not 40×31"),

@@ -51,7 +51,10 @@ def find_graphs(name: str, tu_names: Sequence[str], folder: Path) -> GraphFile:
 
     Raises:
         InputError: If the set is in none of these places, or damaged.
+        OSError: If the folder's name is one that the system refuses.
     """
+    if not folder.is_dir():
+        raise InputError(f"data folder {folder} is not a folder; name one that holds {name}")
     plain = name.replace("-", "")
     for root in (folder, folder / "dgcnn_txt"):
         for spelling in dict.fromkeys((plain, name)):

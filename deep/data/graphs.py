@@ -83,11 +83,8 @@ def load_graphs(
             )
         found = read_tu_zip(fetch(RemoteFile(f"{_TU_ADDRESS}/{_TU_NAMES[name][0]}.zip", None)))
     else:
-        folder = Path(data_dir).expanduser()
-        if not folder.is_dir():
-            raise InputError(f"data folder {folder} is not a folder; name one that holds {name}")
         try:
-            found = find_graphs(name, _TU_NAMES[name], folder)
+            found = find_graphs(name, _TU_NAMES[name], Path(data_dir).expanduser())
         except OSError as error:
             raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
     graphs, labels = _assembled(found, "mean" if name in _SOCIAL else "sum")
