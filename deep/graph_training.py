@@ -9,6 +9,7 @@ depends on its seed alone: initial weights, batches, λ, partners and what dropo
 same for all methods and whatever trains beside it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -52,6 +53,15 @@ class Schedule:
     width: int = 64
     """Hidden units"""
 
+    def check(self) -> None:
+        """Raises InputError if a number is out of range."""
+        beta_law(self.alpha)
+        if not 0 <= self.eta < math.inf:
+            raise InputError(f"eta is {self.eta}: it must be zero or a positive finite number")
+        for name in ("steps", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
 
 class Draws(NamedTuple):
     """What is random in a step.
@@ -76,21 +86,18 @@ class GraphTraining:
         labels: Their classes, from 0.
         train: Numbers of the graphs that each network is trained on.
         seeds: Of each network.
-        schedule: The same for all.
+        schedule: The same for all, checked.
 
     Attributes:
         stack: The networks.
         epochs: How many they were trained for.
-
-    Raises:
-        InputError: If α or η is out of range.
     """
 
     def __init__(
         self,
         graphs: Graphs,
         labels: Int64[Tensor, " graphs"],
-        train: Sequence[Int64[Tensor, " train"]],
+        train: Sequence[Int64[Tensor, " _"]],
         seeds: Sequence[int],
         schedule: Schedule,
     ):
@@ -108,7 +115,7 @@ class GraphTraining:
         self._order, self._noise = (
             [torch.Generator().manual_seed(2 * seed + k) for seed in seeds] for k in (0, 1)
         )
-        self._optimizer = torch.optim.Adam(self.stack.parameters, fused=True)
+        self._optimizer = torch.optim.Adam(self.stack.parameters, schedule.lr, fused=True)
 
     def epoch(self) -> None:
         """Trains for an epoch.
@@ -150,7 +157,7 @@ class GraphTraining:
         return Draws(lams, torch.stack(partner), torch.stack(kept, 2))
 
     def step(
-        self, chosen: Sequence[Int64[Tensor, " batch"]], draws: Draws
+        self, chosen: Sequence[Int64[Tensor, " _"]], draws: Draws
     ) -> Float[Tensor, " networks"]:
         """One optimiser step; returns the objectives' values before it, in nats."""
         batch = self._neighbourhoods.batch(chosen)
@@ -199,7 +206,7 @@ class GraphTraining:
     def _logits(self, z: Tensor, kept: Tensor) -> Float[Tensor, "networks graphs classes"]:
         return (self.stack.scores(z) * kept).sum(0)
 
-    def evaluation(self, numbers: Sequence[Int64[Tensor, " graphs"]]) -> Evaluation:
+    def evaluation(self, numbers: Sequence[Int64[Tensor, " _"]]) -> Evaluation:
         """Prepares the evaluation of each network on some graphs, at any time in training.
 
         Args:
@@ -207,7 +214,7 @@ class GraphTraining:
         """
         batch = self._neighbourhoods.batch(numbers)
 
-        def wrong() -> list[Bool[Tensor, " graphs"]]:
+        def wrong() -> list[Bool[Tensor, " _"]]:
             with torch.no_grad():
                 z = self.stack.embed(batch, training=False)
                 predicted = self.stack.scores(z).sum(0).argmax(-1)

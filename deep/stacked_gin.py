@@ -80,7 +80,7 @@ class Neighbourhoods:
         self._inputs = _sums(graphs.features, self._neighbours, self._starts)
         self._pooled = _sums(graphs.features, itself, graphs.nodes) * self._scale
 
-    def batch(self, chosen: Sequence[Int64[Tensor, " graphs"]]) -> Batch:
+    def batch(self, chosen: Sequence[Int64[Tensor, " _"]]) -> Batch:
         """The graphs of these numbers, some for each network."""
         of_all = torch.cat(list(chosen))
         node, nodes, shift = gathered(self._nodes, of_all)

@@ -148,17 +148,17 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
         in_channels=channels,
         image_size=(size[0], size[1]),
     ).to(device)
+    if isinstance(data.x_train, Graphs) != isinstance(model, Embedder):
+        raise InputError(
+            f"{config.model} and {data.name} do not go together: graphs need a model that embeds "
+            "them, such as gin, and nothing else does"
+        )
     if config.checkpoint is not None:
         load_weights(model, config.checkpoint)
     if config.samples > len(data.x_train):
         raise InputError(
             f"--samples is {config.samples}: {data.name} has {len(data.x_train)} training examples,"
             " ask for fewer"
-        )
-    if isinstance(data.x_train, Graphs) != isinstance(model, Embedder):
-        raise InputError(
-            f"{config.model} and {data.name} do not go together: graphs need a model that embeds "
-            "them, such as gin, and nothing else does"
         )
     chosen, _ = in_proportion(data.y_train, config.samples, config.seed)
     probe = data.x_train[chosen]

@@ -33,7 +33,7 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
         InputError: On call, if the model returns anything but one row of numbers an example.
     """
 
-    def f(x: Tensor) -> Tensor:
+    def f(x: Any) -> Tensor:
         try:
             logits = model(x)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:

@@ -194,7 +194,9 @@ class GraphsConfig(TableConfig):
     methods: tuple[Method, ...] = ("erm", "mixup", "mixupe-paper")
     """What to train by"""
     epochs: int = 350
-    """Of 50 steps each"""
+    """After each of which the networks are evaluated"""
+    steps: int = 50
+    """Optimiser steps in an epoch"""
     alpha: float = 1.0
     """α of Mixup's Beta(α, α)"""
     eta: float = 0.001
@@ -212,13 +214,16 @@ class GraphsConfig(TableConfig):
         for row in self.rows:
             if row.casefold() not in known:
                 raise InputError(f"unknown row {row!r}: choose from {', '.join(GRAPH_SETS)}")
-        for name in ("epochs", "width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.epochs < 1:
+            raise InputError(f"epochs is {self.epochs}: it must be at least 1")
         schedules = [
-            Schedule(method=method, alpha=self.alpha, eta=self.eta, width=self.width)
+            Schedule(
+                method=method, alpha=self.alpha, eta=self.eta, steps=self.steps, width=self.width
+            )
             for method in self.methods
         ]
+        for schedule in schedules:
+            schedule.check()
         return [
             GraphJob(row, schedule, self.epochs, self.data_dir)
             for row in [known[row.casefold()] for row in self.rows] or ROWS
