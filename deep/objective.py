@@ -1,6 +1,6 @@
 """Training objectives by name; see `deep.mixup` and `deep.mixupe` for what each computes."""
 
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from deep.mixupe import (
     OfficialV4,
     Statistics,
 )
+from deep.models.embedder import Embedder
 from theory.errors import InputError
 from theory.losses import Head
 
@@ -34,16 +35,6 @@ _MIXUPE = {
     "mixupe-official-v4": OfficialV4,
     "mixupe-exact": Exact,
 }
-
-
-@runtime_checkable
-class Embedder(Protocol):
-    """A model whose inputs are no vectors: its logits are head(embed(x))."""
-
-    head: nn.Module
-
-    def embed(self, x: Any, /) -> Float[Tensor, "batch dim"]:
-        """The embeddings, one row an example."""
 
 
 class OnEmbedding(nn.Module):

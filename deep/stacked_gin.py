@@ -24,11 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from deep.data.graph_batches import Graphs, gathered
 from deep.models.gin import GIN
 
-# Into tensors that are there; autograd's own would be new ones.
+# What autograd calls, into tensors that are there.
 _NORM = torch.ops.aten.native_batch_norm.out
 _NORM_GRADIENT = torch.ops.aten.native_batch_norm_backward
-_RUNNING = ("running_mean", "running_var")
 _RELU_GRADIENT = torch.ops.aten.threshold_backward.grad_input
+_RUNNING = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,15 @@ class _Dense:
         before = x.new_empty(len(x), self.weight.shape[2])
         after = torch.empty_like(before)
         mean, deviation = (torch.empty_like(t) for t in self.running)
-        for x_r, before_r, after_r, weight, scale, shift, running, running_2, *moments in zip(
-            *(t.split(sizes) for t in (x, before, after)),
-            *(self.weight, self.scale, self.shift, *self.running, mean, deviation),
-            strict=True,
+        rows = zip(*(t.split(sizes) for t in (x, before, after)), strict=True)
+        own = (self.weight, self.scale, self.shift, *self.running, mean, deviation)
+        for (x_r, before_r, after_r), (weight, *norm, mean_r, deviation_r) in zip(
+            rows, zip(*own, strict=True), strict=True
         ):
             torch.mm(x_r, weight, out=before_r)
             _NORM(
-                before_r, scale, shift, running, running_2, training, self.momentum, self.eps,
-                out=after_r, save_mean=moments[0], save_invstd=moments[1],
+                before_r, *norm, training, self.momentum, self.eps,
+                out=after_r, save_mean=mean_r, save_invstd=deviation_r,
             )  # fmt: skip
             after_r.relu_()
         if training:
@@ -165,35 +165,31 @@ class _Dense:
         """
         (x, before, after), moments = self._given
         weight_gradient, *norm_gradients = self.gradients
-        belows = [None] * len(sizes) if below is None else below.split(sizes)
         of_norms = []
-        for (
-            x_t,
-            gradient_r,
-            before_r,
-            after_r,
-            below_r,
-            weight_t,
-            out,
-            scale,
-            mean,
-            deviation,
-        ) in zip(
-            *(x.T.split(sizes, 1), *(t.split(sizes) for t in (gradient, before, after)), belows),
-            *(self.weight.mT, weight_gradient, self.scale, *moments),
+        rows = zip(
+            x.T.split(sizes, 1),
+            *(t.split(sizes) for t in (gradient, before, after)),
+            [None] * len(sizes) if below is None else below.split(sizes),
             strict=True,
+        )
+        own = (self.weight.mT, weight_gradient, self.scale, *moments)
+        for (x_t, gradient_r, before_r, after_r, below_r), (weight_t, out, *norm) in zip(
+            rows, zip(*own, strict=True), strict=True
         ):
+            scale, *moments_r = norm
             _RELU_GRADIENT(gradient_r, after_r, 0, grad_input=gradient_r)
             at_product, *of_norm = _NORM_GRADIENT(
-                gradient_r, before_r, scale, None, None, mean, deviation, True, self.eps,
+                gradient_r, before_r, scale, None, None, *moments_r, True, self.eps,
                 [True, True, True],
             )  # fmt: skip
             of_norms.append(of_norm)
             torch.mm(x_t, at_product, out=out)
             if below_r is not None:
                 torch.mm(at_product, weight_t, out=below_r)
-        for own, of_networks in zip(norm_gradients, zip(*of_norms, strict=True), strict=True):
-            torch.stack(of_networks, out=own)
+        for norm_gradient, of_networks in zip(
+            norm_gradients, zip(*of_norms, strict=True), strict=True
+        ):
+            torch.stack(of_networks, out=norm_gradient)
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

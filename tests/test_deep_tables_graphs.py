@@ -84,11 +84,10 @@ def test_a_job_gives_the_same_again_and_its_settings_say_what_decides(folder):
     def job(**options):
         config = GraphsConfig(
             rows=("MUTAG",),
-            methods=("erm",),
             data_dir=folder,
             steps=4,
             width=4,
-            **{"epochs": 2, **options},
+            **{"epochs": 2, "methods": ("erm",), **options},
         )
         return config.jobs()[0]
 
@@ -96,8 +95,14 @@ def test_a_job_gives_the_same_again_and_its_settings_say_what_decides(folder):
     assert first.run(lambda part: None) == second.run(lambda part: None)
     assert first.settings == second.settings
     json.dumps(first.settings)
-    for change in ({"epochs": 3}, {"alpha": 2.0}, {"eta": 0.1}):
-        assert job(**change).settings != first.settings
+    for change, methods in (
+        ({"epochs": 3}, ("erm", "mixup", "mixupe-paper")),
+        ({"alpha": 2.0}, ("mixup", "mixupe-paper")),
+        ({"eta": 0.1}, ("mixupe-paper",)),
+    ):
+        for method in ("erm", "mixup", "mixupe-paper"):
+            settings = [job(methods=(method,), **options).settings for options in ({}, change)]
+            assert (settings[0] != settings[1]) == (method in methods)
 
 
 def test_time_is_estimated_from_a_few_steps(folder):

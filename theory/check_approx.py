@@ -26,7 +26,8 @@ from deep.data.examples import in_proportion
 from deep.data.graph_batches import Graphs
 from deep.loop import Optimization, Training
 from deep.models import resolve_model
-from deep.objective import Embedder, Objective, build_objective
+from deep.models.embedder import Embedder
+from deep.objective import Objective, build_objective
 from deep.processes import choose_device
 from figures.check_approx import save as save_figures
 from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation

@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deep.data.graph_batches import Graphs
+from deep.models.embedder import Embedder
 from theory.errors import InputError
 
 LAYERS = 5  # with the input layer
 DROPOUT = 0.5
 
 
-class GIN(nn.Module):
+class GIN(Embedder):
     """GIN-0 of Xu et al., "How powerful are graph neural networks?", ICLR 2019, as published.
 
     Five layers with the input one. Each of the other four adds up the vectors of a node and of its
@@ -57,7 +58,7 @@ class GIN(nn.Module):
         self.convolutions = nn.ModuleList(
             convolution(_perceptron(before, after, bias)) for before, after in pairwise(widths)
         )
-        self.head = Readout(widths, num_classes, bias)
+        self.head: Readout = Readout(widths, num_classes, bias)
 
     def embed(self, graphs: Graphs) -> Float[Tensor, "graphs dim"]:
         """The graphs' embeddings z.
@@ -77,10 +78,6 @@ class GIN(nn.Module):
         for convolution in self.convolutions:
             layers.append(convolution(layers[-1], graphs.edge_index))
         return torch.cat([pool(h, graphs.graph_of_node, len(graphs)) for h in layers], 1)
-
-    def forward(self, graphs: Graphs) -> Float[Tensor, "graphs classes"]:
-        """Logits."""
-        return self.head(self.embed(graphs))
 
 
 def _torch_geometric() -> Any:

@@ -90,9 +90,10 @@ class GraphJob(Job):
 
     def __init__(self, row: str, schedule: Schedule, epochs: int, data_dir: Path | None):
         self.name, self.row, self.runs = f"{row} {schedule.method}", row, 2 * FOLDS
+        unused = {"erm": ("alpha", "eta"), "mixup": ("eta",)}.get(schedule.method, ())
         self.settings = {
-            "model": "gin", **asdict(schedule), "epochs": epochs, "folds": FOLDS,
-            "fold_seed": _FOLD_SEED,
+            "model": "gin", "epochs": epochs, "folds": FOLDS, "fold_seed": _FOLD_SEED,
+            **{key: value for key, value in asdict(schedule).items() if key not in unused},
         }  # fmt: skip
         self._schedule, self._epochs, self._data_dir = schedule, epochs, data_dir
 
