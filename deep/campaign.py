@@ -7,25 +7,21 @@ where it was, also after a kill. Results gather in runs.jsonl, one line a finish
 """
 
 import math
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deep.data.images import load_images
+from deep.data import load_examples
 from deep.objective import Objective
 from deep.recipes import as_flags
-from deep.run_folder import CHECKS, LOG, RESULT, read_lines, read_object
-from deep.train import Config as TrainConfig
+from deep.run_folder import read_lines, read_object
+from deep.runner import RUNS, Cell, carry_out, collected_signals, shared_threads
 from deep.train import config_of_recipe, prepare
 from theory.command import run_command
 from theory.errors import InputError
@@ -33,14 +29,12 @@ from theory.record import (
     check_writable,
     command_line,
     environment,
-    json_line,
-    write_atomically,
     write_json,
 )
 from theory.report import align
 
 PROG = "python -m deep.campaign"
-PLAN, RUNS = "campaign.json", "runs.jsonl"
+PLAN = "campaign.json"
 TIMED_STEPS = 12
 TALK: tuple[Objective, ...] = (
     "erm", "mixup", "manifold_mixup", "mixupe-paper", "mixupe-official-v3", "mixupe-exact",
@@ -82,19 +76,6 @@ class Config:
         return self.out or Path("runs") / "campaign" / Path(self.recipe).stem
 
 
-@dataclass(frozen=True)
-class Run:
-    """One cell of a campaign."""
-
-    objective: Objective
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Its folder's name."""
-        return f"{self.objective}-seed{self.seed}"
-
-
 def plan(config: Config) -> dict[str, Any]:
     """What the campaign will train: made once, then read from its folder.
 
@@ -123,8 +104,7 @@ def plan(config: Config) -> dict[str, Any]:
             )
         return old
     check_writable(config.folder)
-    processors = os.cpu_count() or 1
-    threads = config.threads or max(1, processors // config.jobs)
+    threads = shared_threads(config.jobs, config.threads)
     made: dict[str, Any] = {**asked, "jobs": config.jobs, "threads": threads}
     if config.epochs is not None:
         made["epochs"] = config.epochs
@@ -166,8 +146,11 @@ def _seconds_per_epoch(config: Config, threads: int) -> dict[str, float]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        base = train_config(config, Run(config.objectives[0], config.seeds[0]), 1)
-        data = load_images(base.data, base.data_dir)
+        base = replace(
+            config_of_recipe(config.recipe), seed=config.seeds[0], data_dir=config.data_dir,
+            device=config.device, out=config.folder / "timing",
+        )  # fmt: skip
+        data = load_examples(base.data, base.data_dir)
         found: dict[str, float] = {}
         for objective in config.objectives:
             torch.manual_seed(0)
@@ -187,144 +170,21 @@ def _seconds_per_epoch(config: Config, threads: int) -> dict[str, float]:
         torch.set_num_threads(before)
 
 
-def train_config(config: Config, run: Run, epochs: int) -> TrainConfig:
-    """The flags of one run."""
-    return replace(
-        config_of_recipe(config.recipe),
-        objective=run.objective,
-        seed=run.seed,
-        epochs=epochs,
-        data_dir=config.data_dir,
-        device=config.device,
-        out=config.folder / run.name,
-        resume=True,
-    )
-
-
-def _command(config: Config, run: Run, epochs: int) -> list[str]:
-    flags: dict[str, Any] = {
-        "recipe": config.recipe, "objective": run.objective, "seed": run.seed, "epochs": epochs,
-        "device": config.device, "out": config.folder / run.name, "resume": True,
+def cells(config: Config, planned: Mapping[str, Any]) -> list[Cell]:
+    """The runs of a plan, all objectives of one seed first."""
+    shared: dict[str, Any] = {
+        "recipe": config.recipe, "epochs": planned["epochs"], "device": config.device,
     }  # fmt: skip
     if config.data_dir is not None:
-        flags["data_dir"] = config.data_dir
-    return [sys.executable, "-m", "deep.train", *as_flags(flags)]
-
-
-def carry_out(
-    config: Config, planned: Mapping[str, Any], received: Sequence[int] = ()
-) -> dict[str, str]:
-    """Trains what of the plan is not finished, `jobs` runs at a time.
-
-    Args:
-        config: The flags.
-        planned: As `plan` gave it.
-        received: Grows by the number of each signal that asks to stop.
-
-    Returns:
-        Name of each run -> "done", or why not: "failed: …", "stopped", "waiting".
-    """
-    runs = [
-        Run(objective, seed) for seed in planned["seeds"] for objective in planned["objectives"]
+        shared["data_dir"] = config.data_dir
+    return [
+        Cell(
+            f"{objective}-seed{seed}",
+            tuple(as_flags({**shared, "objective": objective, "seed": seed})),
+        )
+        for seed in planned["seeds"]
+        for objective in planned["objectives"]
     ]
-    done = gather(config.folder, runs)
-    waiting = [run for run in runs if run.name not in done]
-    state = {run.name: "done" if run.name in done else "waiting" for run in runs}
-    end = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
-    environ = {**os.environ, "OMP_NUM_THREADS": str(planned["threads"])}
-    active: dict[Run, subprocess.Popen] = {}
-    while waiting or active:
-        stop = bool(received) or time.monotonic() > end
-        while waiting and not stop and len(active) < planned["jobs"]:
-            run = waiting.pop(0)
-            (config.folder / run.name).mkdir(parents=True, exist_ok=True)
-            with (config.folder / run.name / "output.txt").open("a") as output:
-                active[run] = subprocess.Popen(
-                    _command(config, run, planned["epochs"]), stdout=output, stderr=output,
-                    env=environ, start_new_session=True,
-                )  # fmt: skip
-            print(f"{run.name}: started", flush=True)
-        if stop:
-            for process in active.values():
-                process.terminate()
-        for run, process in list(active.items()):
-            code = process.wait() if stop else process.poll()
-            if code is None:
-                continue
-            del active[run]
-            state[run.name] = _outcome(config.folder / run.name, code)
-            gather(config.folder, runs)
-            print(f"{run.name}: {state[run.name]}", flush=True)
-        if stop:
-            break
-        time.sleep(0.2)
-    gather(config.folder, runs)
-    return state
-
-
-@contextmanager
-def _collected_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying by them."""
-    received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda n, _: received.append(n)) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-def _outcome(folder: Path, code: int) -> str:
-    if code == 0:
-        return "done"
-    # Negative: the signal came before the run could listen, and it had nothing to save.
-    if code in (130, 143, -signal.SIGTERM, -signal.SIGINT):
-        return "stopped"
-    lines = (folder / "output.txt").read_text(errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "no output")
-    return f"failed: {last.strip()}"
-
-
-def gather(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Writes runs.jsonl: of each finished run its settings, result, log and checks.
-
-    A run that stands there already stays, also without a folder of its own, so that this file is
-    all that must be carried from one machine to another. Numbers have six significant digits.
-
-    Returns:
-        Name of each finished run -> its line.
-
-    Raises:
-        InputError: If a file of a run cannot be read, or runs.jsonl cannot be written.
-    """
-    known: dict[str, dict[str, Any]] = {}
-    if (folder / RUNS).exists():
-        for line in read_lines(folder / RUNS):
-            known[Run(line["recipe"]["objective"], line["recipe"]["seed"]).name] = line
-    found = {}
-    for run in runs:
-        path = folder / run.name
-        if run.name in known:
-            found[run.name] = known[run.name]
-        elif (path / RESULT).exists():
-            result = read_object(path / RESULT)
-            recipe = result.pop("recipe")
-            log, checks = read_lines(path / LOG), read_lines(path / CHECKS)
-            found[run.name] = _rounded(
-                {"recipe": recipe, "result": result, "log": log, "checks": checks}
-            )
-    text = "".join(map(json_line, found.values()))
-    write_atomically(folder / RUNS, lambda path: path.write_text(text, encoding="utf-8"))
-    return found
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -383,8 +243,11 @@ def run(config: Config) -> int:
     print(f"{of}, in {config.folder}", flush=True)
     for objective, seconds in planned.get("seconds", {}).items():
         print(f"  {objective:<20} {seconds:8.1f} s an epoch, {planned['threads']} thread(s)")
-    with _collected_signals() as received:
-        state = carry_out(config, planned, received)
+    with collected_signals() as received:
+        state = carry_out(
+            config.folder, cells(config, planned), jobs=planned["jobs"],
+            threads=planned["threads"], minutes=config.minutes, received=received,
+        )  # fmt: skip
     finished = read_lines(config.folder / RUNS)
     if finished:
         print(f"\n{table(finished)}\n")

@@ -30,7 +30,8 @@ class Recipe(Optimization):
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
     data: str = "digits"
-    """digits (embedded), cifar10, cifar100 or svhn; all are 3 × 32 × 32"""
+    """digits (embedded), cifar10, cifar100, svhn (3 × 32 × 32); speech-small, speech-commands
+    (1 × 160 × 101)"""
     objective: Objective = "mixupe-paper"
     """What training minimises"""
     head: Head = "softmax"
@@ -51,9 +52,9 @@ class Recipe(Optimization):
     """Whether MixupE's clean pass updates batch norm's running statistics (the published code
     does) or leaves them"""
     crop_padding: int = 0
-    """Random crops after padding by so many black pixels; 0 for none"""
+    """Images: random crops after padding by so many black pixels; 0 for none"""
     flip: bool = False
-    """Random mirror images"""
+    """Images: random mirror images"""
     validation: int = 0
     """Training examples held out for validation, classes in proportion, the same for every seed"""
     seed: int = 0

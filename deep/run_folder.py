@@ -4,13 +4,17 @@ recipe.json          every setting, resolved
 log.jsonl            a line an epoch: losses and errors
 checks.jsonl         a line a check of q̂ ≈ q, see `theory.probe.measure_probe`
 checkpoints/         while it runs, see `deep.resume`
+lock                 held by the process that trains
 weights.safetensors  the final weights
 result.json          settings, outcome, command, versions; there once the run has ended
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,9 @@ from theory.record import check_writable, json_line, write_json
 RECIPE, LOG, CHECKS, RESULT, WEIGHTS = (
     "recipe.json", "log.jsonl", "checks.jsonl", "result.json", "weights.safetensors",
 )  # fmt: skip
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, LOCK = "checkpoints", "lock"
+# A run writes a checkpoint on these and ends; SIGUSR2 is how SLURM gives notice.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 # What a resumed run cannot change even by force: the saved state would not fit.
 _FIXED = ("model", "width", "data", "optimizer")
 _NAMES = ("recipe", "data_dir")  # where settings and data come from, no settings
@@ -70,6 +76,35 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: boo
     if changed:
         write_json(path, settings)
     return ended
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in the folder.
+
+    Raises:
+        InputError: If one does already, or the folder cannot be written to.
+    """
+    check_writable(folder)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process trains in {folder}: wait for it, or name another --out"
+            ) from error
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process trains in the folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except InputError:
+        return True
 
 
 def _trained(folder: Path) -> bool:
@@ -134,26 +169,33 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): is it a folder of deep.train?") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no settings: is it a folder of deep.train?")
-    return content
+    return _object(path, _text(path))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that is still being written is left out.
+    """The objects in a JSON-lines file; a last line that is still being written is left out.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If it cannot be read or holds something else.
     """
+    return [_object(path, line) for line in _text(path).split("\n")[:-1]]
+
+
+def _text(path: Path) -> str:
     try:
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): is it a folder of deep.train?") from error
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}): name a folder or record") from error
+
+
+def _object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): is it damaged, or no record?") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no record or settings: name what this toolkit wrote")
+    return content
 
 
 def best(lines: list[dict[str, Any]], part: str) -> dict[str, Any] | None:

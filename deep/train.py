@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,9 @@ from tqdm import tqdm
 from deep.augment import crop_and_flip
 from deep.batch_norm import synchronize_batch_norm
 from deep.checkpoint import load_weights, save_weights
+from deep.data import Examples, ImageData, load_examples
 from deep.data.examples import in_proportion
-from deep.data.images import ImageData, load_images
+from deep.data.graphs import GraphExamples
 from deep.loop import Augment, Step, Training
 from deep.models import resolve_model
 from deep.objective import build_objective
@@ -40,9 +41,11 @@ from deep.run_folder import (
     CHECKPOINTS,
     LOG,
     RESULT,
+    STOPPING,
     WEIGHTS,
     begin,
     best,
+    locked,
     read_lines,
     read_object,
 )
@@ -129,17 +132,29 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
     Raises:
         InputError: If a flag, file, network or data set cannot be used, the loss becomes NaN or
             infinite, or a file cannot be written. Checkpoints stay as they are.
-        Stopped: On SIGTERM or SIGINT, after a checkpoint.
+        Stopped: On SIGTERM, SIGINT or SIGUSR2, after a checkpoint.
     """
     config.check()
+    with ExitStack() as stack:
+
+        def claim() -> bool:
+            stack.enter_context(locked(config.folder))
+            return begin(config.folder, config.settings(), resume=config.resume, force=config.force)
+
+        if not wait_for_first(claim):
+            _train(config, on_epoch)
+
+
+def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
     first = rank() == 0
-    if wait_for_first(
-        lambda: begin(config.folder, config.settings(), resume=config.resume, force=config.force)
-    ):
-        return
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     torch.manual_seed(config.seed)
-    data = load_images(config.data, config.data_dir)
+    data = load_examples(config.data, config.data_dir)
+    if isinstance(data, GraphExamples):
+        raise InputError(
+            f"{data.name} holds graphs: train on them by python -m deep.table 6, or for a while by "
+            "python -m theory.check_approx --model gin"
+        )
     model, training, watch = prepare(config, data)
     checkpoints = Checkpoints(config.folder / CHECKPOINTS, config.keep)
     if config.resume:
@@ -183,7 +198,7 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
         checkpoints.remove()
 
 
-def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, Watch]:
+def prepare(config: Config, data: Examples) -> tuple[nn.Module, Training, Watch]:
     """The network and its objective, ready to train, and what watches them."""
     device = choose_device(config.device)
     held_out, kept = in_proportion(data.y_train, config.validation, seed=0)
@@ -210,8 +225,8 @@ def prepare(config: Config, data: ImageData) -> tuple[nn.Module, Training, Watch
     return model, training, Watch(config.folder, config, model, training, parts, on_probe, mean)
 
 
-def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module:
-    _, channels, height, width = data.x_train.shape
+def _network(config: Config, data: Examples, device: torch.device) -> nn.Module:
+    channels, height, width = data.image_shape
     model = resolve_model(
         config.model, num_classes=data.num_classes, in_channels=channels,
         image_size=(height, width), width=config.width,
@@ -227,9 +242,11 @@ def _network(config: Config, data: ImageData, device: torch.device) -> nn.Module
     return model
 
 
-def _augment(config: Config, data: ImageData, device: torch.device) -> Augment | None:
+def _augment(config: Config, data: Examples, device: torch.device) -> Augment | None:
     if config.crop_padding == 0 and not config.flip:
         return None
+    if not isinstance(data, ImageData):
+        raise InputError(f"crop_padding and flip are for images: leave them out for {data.name}")
     black = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
     return partial(
         crop_and_flip, seed=config.seed, padding=config.crop_padding, flip=config.flip, fill=black
@@ -254,7 +271,7 @@ def _is_due(config: Config, step: Step, seconds: float) -> bool:
 
 @contextmanager
 def _signals(training: Training) -> Iterator[list[int]]:
-    """Turns SIGTERM and SIGINT into a stop after the step; a second one has its usual effect.
+    """Turns `STOPPING` into a stop after the step; a second signal has its usual effect.
 
     Yields:
         The signals received.
@@ -268,7 +285,7 @@ def _signals(training: Training) -> Iterator[list[int]]:
         signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
-        for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+        for number in map(int, STOPPING):
             before[number] = signal.signal(number, receive)
     try:
         yield received
@@ -290,7 +307,7 @@ def _bar(config: Config, training: Training) -> Iterator[tqdm]:
         yield bar
 
 
-def _result(config: Config, data: ImageData, training: Training, watch: Watch) -> dict[str, Any]:
+def _result(config: Config, data: Examples, training: Training, watch: Watch) -> dict[str, Any]:
     lines = read_lines(config.folder / LOG)
     return {
         "command": command_line("deep.train"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from figures import check_approx, deformations, losses, training
+from figures import check_approx, deformations, losses, tables, training
 from figures.runs import read_runs
 from theory.command import run_command
 from theory.report import read_reports
@@ -17,11 +17,12 @@ PROG = "python -m figures"
 
 @dataclass(frozen=True)
 class Config:
-    """Draw the figures of a record: a check, training runs, or robustness."""
+    """Draw the figures of a record: a check, training runs, robustness, or a table."""
 
     record: tyro.conf.Positional[Path]
-    """report.json of theory.check_approx or `Report.to_json`; a folder of deep.train, or runs.jsonl
-    of deep.campaign or its folder; robustness.json of deep.robustness"""
+    """report.json of theory.check_approx or `Report.to_json`; a folder of deep.train;
+    runs.jsonl of deep.campaign, robustness.json of deep.robustness, record.jsonl of deep.table;
+    or such a folder"""
     out: Path | None = None
     """Folder for the figures; the record's own if not given"""
     overview: bool = False
@@ -33,10 +34,13 @@ class Config:
 def run(config: Config) -> int:
     """Reads, draws, names the files."""
     path = config.record
-    if (path / "robustness.json").exists():
-        path /= "robustness.json"
+    for name in ("robustness.json", tables.RECORD):
+        if (path / name).exists():
+            path /= name
     folder = config.out or (path if path.is_dir() else path.parent)
-    if path.is_dir() or path.suffix == ".jsonl":
+    if path.name == tables.RECORD:
+        paths = tables.save(folder, tables.read(path))
+    elif path.is_dir() or path.suffix == ".jsonl":
         paths = losses.save(folder, losses.read(path))
         if any(run["checks"] for run in read_runs(path)):
             paths += training.save(folder, training.read(path))

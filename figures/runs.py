@@ -1,10 +1,10 @@
 """What `python -m deep.train` and a campaign of it recorded, as the figures read it."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from deep.run_folder import CHECKS, LOG, RECIPE, RESULT, read_lines, read_object
 from theory.errors import InputError
 
 RECORD = "runs.jsonl"
@@ -26,15 +26,15 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
         InputError: If there is no run, or a file cannot be read.
     """
     if path.is_dir():
-        if (path / "recipe.json").exists():
+        if (path / RECIPE).exists():
             return [_run(path)]
         if not (path / RECORD).exists():
-            runs = [_run(found.parent) for found in sorted(path.glob("*/recipe.json"))]
+            runs = [_run(found.parent) for found in sorted(path.glob(f"*/{RECIPE}"))]
             if not runs:
                 raise InputError(f"{path} holds no run: name a folder that deep.train wrote to")
             return runs
         path = path / RECORD
-    runs = _lines(path)
+    runs = read_lines(path)
     if not runs or not all({"recipe", "log", "checks"} <= run.keys() for run in runs):
         raise InputError(f"{path} is no record of runs: name a campaign's {RECORD}")
     return runs
@@ -53,34 +53,10 @@ def name_of(run: dict[str, Any]) -> str:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    recipe, result, log, checks = (
-        folder / name for name in ("recipe.json", "result.json", "log.jsonl", "checks.jsonl")
-    )
+    result, log, checks = (folder / name for name in (RESULT, LOG, CHECKS))
     return {
-        "recipe": _parsed(recipe, _text(recipe)),
-        "result": _parsed(result, _text(result)) if result.exists() else None,
-        "log": _lines(log) if log.exists() else [],
-        "checks": _lines(checks) if checks.exists() else [],
+        "recipe": read_object(folder / RECIPE),
+        "result": read_object(result) if result.exists() else None,
+        "log": read_lines(log) if log.exists() else [],
+        "checks": read_lines(checks) if checks.exists() else [],
     }
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file; what follows the last line break is still being written."""
-    return [_parsed(path, line) for line in _text(path).split("\n")[:-1]]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}): name a run's folder or record") from error
-
-
-def _parsed(path: Path, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): write it anew") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no settings or log: name what deep.train wrote")
-    return content

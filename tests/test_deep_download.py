@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from deep.data import load_examples
 from deep.data.download import MIRROR_VARIABLE, REMOTE_FILES, RemoteFile, fetch
 from deep.data.graphs import load_graphs
 from deep.data.images import load_images
@@ -259,7 +260,7 @@ def test_a_lying_mirror_of_a_published_set_is_refused(name, server, tmp_path, mo
     monkeypatch.setenv(MIRROR_VARIABLE, f"{server.address}/lie")
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / project)
     with pytest.raises(InputError, match="does not match"):
-        load_images(name)
+        load_examples(name)
     assert not list((tmp_path / "mixup-theory").iterdir())
 
 

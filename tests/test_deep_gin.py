@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_cases import FEATURES, random_graphs
+from graph_cases import FEATURES, drawn_graphs, random_graphs, text_of
 from torch import nn
 from torch_geometric.nn import GINConv, global_add_pool, global_mean_pool
 
@@ -16,6 +16,7 @@ from deep.mixup import Mixing
 from deep.models import build_model, resolve_model
 from deep.models.gin import Readout
 from deep.objective import OBJECTIVES, OnEmbedding, build_objective
+from deep.train import main
 from theory.errors import InputError
 from theory.first_order import first_order
 from theory.network import evaluating
@@ -228,6 +229,16 @@ def test_other_inputs_are_refused_by_what_the_network_takes():
         model(other)
     with pytest.raises(InputError, match=r"cannot take|takes graphs"), evaluating(model) as f:
         f(torch.zeros(2, 3, 32, 32))
+
+
+def test_the_training_command_refuses_graphs_and_says_what_takes_them(tmp_path, capsys):
+    (tmp_path / "MUTAG.txt").write_text(text_of(drawn_graphs()))
+    flags = ["--model", "gin", "--out", str(tmp_path / "out")]
+    assert main([*flags, "--data", "MUTAG", "--data-dir", str(tmp_path)]) == 2
+    assert "python -m deep.table 6" in capsys.readouterr().err
+    assert main([*flags, "--data", "digits"]) == 2
+    assert "error: " in (message := capsys.readouterr().err)
+    assert message.count("\n") == 1
 
 
 def test_without_torch_geometric_the_remedy_is_named(monkeypatch):

@@ -320,7 +320,7 @@ BAD = {
     "objective": (["--objective", "mixupe"], "mixupe-paper"),
     "device": (["--device", "cuda:77"], "--device cuda:77 cannot be used"),
     "width": (["--width", "4"], "width is for networks of the registry"),
-    "data": (["--data", "imagenet"], "unknown image set"),
+    "data": (["--data", "imagenet"], "unknown data set"),
 }
 
 

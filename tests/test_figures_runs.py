@@ -56,7 +56,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is_written(tmp_path):
         ("runs.jsonl", "", "no record of runs"),
         ("runs.jsonl", '{"epoch": 1}\n', "no record of runs"),
         ("runs.jsonl", "epoch\n", "no JSON"),
-        ("recipe.json", "[1]", "no settings"),
+        ("recipe.json", "[1]", "no record or settings"),
         ("notes.txt", "", "no run"),
     ],
 )

@@ -1,5 +1,6 @@
 """The report and its verdicts: round trip, atomic writing, table, conditions."""
 
+import html
 import json
 import math
 import os
@@ -221,3 +222,11 @@ def test_an_interval_around_zero_leaves_the_rest_unbounded():
     assert value == pytest.approx(4)
     assert least == pytest.approx(2)
     assert greatest == math.inf
+
+
+def test_jupyter_shows_the_claims_and_a_point_a_sample(report):
+    text = report._repr_html_()
+    assert text.count("<circle") == len(report.samples)
+    for claim in report.claims.values():
+        assert html.escape(claim.statement) in text
+        assert f">{claim.verdict}</span>" in text

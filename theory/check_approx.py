@@ -24,12 +24,14 @@ from deep.checkpoint import load_weights
 from deep.data import load_examples
 from deep.data.examples import in_proportion
 from deep.data.graph_batches import Graphs
+from deep.data.graphs import GraphExamples
 from deep.loop import Optimization, Training
 from deep.models import resolve_model
 from deep.models.embedder import Embedder
 from deep.objective import Objective, build_objective
 from deep.processes import choose_device
 from figures.check_approx import save as save_figures
+from figures.page import save as save_page
 from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation
 from theory.command import run_command
 from theory.errors import InputError
@@ -59,11 +61,13 @@ class Config:
     model: str
     """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, gin or gin-bias-free (for graphs; checked
     from the graph embedding on), or your own: path/to/file.py:factory"""
+    width: int | None = None
+    """Of a network of the registry, as for deep.train; the published one if not given"""
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
     data: str = "digits"
-    """digits (embedded), cifar10, cifar100 or svhn, all 3 × 32 × 32; graphs: MUTAG, PTC, PROTEINS,
-    NCI1, IMDB-BINARY, IMDB-MULTI or PTC_MR"""
+    """digits (embedded), cifar10, cifar100, svhn (3 × 32 × 32); speech-small, speech-commands
+    (1 × 160 × 101); graphs: MUTAG, PTC, PROTEINS, NCI1, IMDB-BINARY, IMDB-MULTI, PTC_MR"""
     data_dir: Path | None = None
     """Folder that holds the published files; without it they are downloaded and verified"""
     objective: Objective = "mixupe-paper"
@@ -120,6 +124,8 @@ class Config:
     fail_on: tuple[str, ...] = ()
     """Conditions such as "q_hat>0.5" "pearson<0.9" that make the exit code 1 if the last check
     meets them, or could not measure them"""
+    html: bool = False
+    """Write report.html too: everything on one page that needs no other file"""
     debug: bool = False
     """Show the traceback of an error"""
 
@@ -141,15 +147,15 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
     device = choose_device(config.device)
     data = load_examples(config.data, config.data_dir)
     torch.manual_seed(config.seed)
-    # A row of a table is an image of one pixel whose channels are the columns.
-    channels, *size = (*data.x_train.shape[1:], 1, 1)[:3]
+    channels, height, width = data.image_shape
     model = resolve_model(
         config.model,
         num_classes=data.num_classes,
         in_channels=channels,
-        image_size=(size[0], size[1]),
+        image_size=(height, width),
+        width=config.width,
     ).to(device)
-    if isinstance(data.x_train, Graphs) != isinstance(model, Embedder):
+    if isinstance(data, GraphExamples) != isinstance(model, Embedder):
         raise InputError(
             f"{config.model} and {data.name} do not go together: graphs need a model that embeds "
             "them, such as gin, and nothing else does"
@@ -172,7 +178,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
         alpha=config.alpha,
         beta=config.beta,
         eta=config.eta,
-        mean=None if isinstance(data.x_train, Graphs) else data.x_train.mean(0).to(device),
+        mean=None if isinstance(data, GraphExamples) else data.x_train.mean(0).to(device),
         generator=torch.Generator().manual_seed(config.seed),
     )
     reports: list[Report] = []
@@ -385,6 +391,8 @@ def run(config: Config) -> int:
             print(f"{orders_table(report)}\n")
     for report in shown if reports[-1].segments else ():
         print(f"epoch {report.training['epoch']:.3g}, {segments_summary(report)}\n")
+    if config.html:
+        figures.append(save_page(folder, reports, command_line("theory.check_approx")))
     print(f"Written to {folder}: report.json, samples.csv, {', '.join(p.name for p in figures)}")
     broken = broken_conditions(reports[-1], config.fail_on)
     for line in broken:

@@ -6,12 +6,14 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from theory import html
 from theory.errors import InputError
 from theory.record import environment, write_json
 
@@ -111,6 +113,12 @@ class Report:
         parts += [orders_table(self)] if self.orders else []
         parts += [segments_summary(self)] if self.segments else []
         return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the claims, and q̂ against q."""
+        picture = html.scatter(self.samples["q"].to_numpy(), self.samples["q_hat"].to_numpy())
+        parts = [f"<style>{html.STYLE}</style>", claims_html([self]), picture]
+        return f'<div class="mixup-theory">{"".join(parts)}</div>'
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes this report as a JSON file; see `read_reports` for the way back.
@@ -224,16 +232,35 @@ def tabulate_claims(
     """
     rows = [["name", "claim", "measured as", "holds if", *titles]]
     for name, claim in columns[-1].items():
-        bound = f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
         cells = (_cell(claims[name]) for claims in columns)
-        rows.append([name, claim.statement, claim.measure, bound, *cells])
+        rows.append([name, claim.statement, claim.measure, _bound(claim), *cells])
     notes = [f"{name}: {claim.note}" for name, claim in columns[-1].items() if claim.note]
     if any(not math.isnan(claim.low) for claims in columns for claim in claims.values()):
         notes.append(f"[low, high]: {interval}")
     return "\n".join([*align(rows), *notes])
 
 
+def claims_html(reports: Sequence[Report]) -> str:
+    """The claims of reports as an HTML table with its notes, the verdicts beside the claims."""
+    last = reports[-1].claims
+    rows: list[list[str]] = [["claim", *_titles(reports), "measured as", "holds if"]]
+    for name, claim in last.items():
+        cells = [
+            html.verdict(found.verdict, _value(found))
+            for found in (report.claims[name] for report in reports)
+        ]
+        rows.append([claim.statement, *cells, claim.measure, _bound(claim)])
+    notes = [f"{claim.statement}: {claim.note}" for claim in last.values() if claim.note]
+    notes.append("[low, high]: 95 % bootstrap interval over the samples")
+    return html.table(rows) + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+
+
 def corrections_table(reports: Sequence[Report]) -> str:
+    """What would mend q̂, as text."""
+    return "\n".join(align(correction_rows(reports)))
+
+
+def correction_rows(reports: Sequence[Report]) -> list[list[str]]:
     """What would mend q̂, one row an approximation: its two costs, then each report's error."""
     titles = _titles(reports)
     header = ["approximation", "forwards", "as penalty"]
@@ -247,11 +274,17 @@ def corrections_table(reports: Sequence[Report]) -> str:
         for found in (frame.get(name, missing) for frame in frames):
             cells += [f"{found['relative_error']:.3g}", f"{found['pearson']:+.2f}"]
         rows.append([str(name), *cells])
-    return "\n".join(align(rows))
+    return rows
 
 
 def orders_table(report: Report) -> str:
-    """Theorem 1 order by order: one row an order, then what no order sees.
+    """Theorem 1 order by order, as text; see `order_rows`."""
+    rows, notes = order_rows(report)
+    return "\n".join([*align(rows), *notes])
+
+
+def order_rows(report: Report) -> tuple[list[list[str]], list[str]]:
+    """Theorem 1 order by order: one row an order, and notes on what no order sees.
 
     Args:
         report: One with `orders`.
@@ -283,7 +316,7 @@ def orders_table(report: Report) -> str:
             f"{_number(radius['root'])} (root), {_number(radius['domb_sykes'])} (Domb–Sykes); "
             f"of a's law {sum(inside) / len(inside):.0%} lies inside the root's"
         )
-    return "\n".join([*align(rows), *notes])
+    return rows, notes
 
 
 def segments_summary(report: Report) -> str:
@@ -329,7 +362,15 @@ def _width(text: str) -> int:
 
 
 def _cell(claim: Claim) -> str:
-    if claim.verdict == "NOT MEASURED":
-        return claim.verdict
+    return claim.verdict + _value(claim)
+
+
+def _value(claim: Claim) -> str:
+    if math.isnan(claim.value):
+        return ""
     interval = "" if math.isnan(claim.low) else f" [{claim.low:.3g}, {claim.high:.3g}]"
-    return f"{claim.verdict} {claim.value:.3g}{interval}"
+    return f" {claim.value:.3g}{interval}"
+
+
+def _bound(claim: Claim) -> str:
+    return f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from deep.data.examples import Examples
 from deep.data.graphs import GRAPH_SETS, load_graph_examples
 from deep.data.images import IMAGE_SETS, ImageData, load_images
+from deep.data.speech import SPEECH_SETS, load_speech
 from theory.errors import InputError
 
 __all__ = ["DATA_SETS", "IMAGE_SETS", "Examples", "ImageData", "load_examples", "load_images"]
@@ -14,6 +15,7 @@ __all__ = ["DATA_SETS", "IMAGE_SETS", "Examples", "ImageData", "load_examples", 
 _KINDS: tuple[tuple[tuple[str, ...], Callable[[str, str | Path | None], Examples]], ...] = (
     (IMAGE_SETS, load_images),
     (GRAPH_SETS, load_graph_examples),
+    (SPEECH_SETS, load_speech),
 )
 DATA_SETS = tuple(name for names, _ in _KINDS for name in names)
 

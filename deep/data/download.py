@@ -61,6 +61,18 @@ REMOTE_FILES: dict[str, tuple[RemoteFile, ...]] = {
             "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
         ),
     ),
+    "speech-commands": (
+        RemoteFile(
+            "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
+            "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+        ),
+    ),
+    "speech-commands-v0.01": (
+        RemoteFile(
+            "http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
+            "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+        ),
+    ),
 }
 
 

@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from deep.data.graph_batches import Graphs
 from theory.errors import InputError
 
 
@@ -18,7 +17,7 @@ class Examples:
 
     Attributes:
         name: The set's name.
-        x_train: Training inputs, float32, or graphs, as a network takes them.
+        x_train: Training inputs, float32, as a network takes them.
         y_train: Training labels, 0 to `num_classes` - 1.
         x_test: Test inputs, prepared with numbers of the training part alone.
         y_test: Test labels.
@@ -27,12 +26,18 @@ class Examples:
     """
 
     name: str
-    x_train: Float[Tensor, "train *dims"] | Graphs
+    x_train: Float[Tensor, "train *dims"]
     y_train: Int[Tensor, " train"]
-    x_test: Float[Tensor, "test *dims"] | Graphs
+    x_test: Float[Tensor, "test *dims"]
     y_test: Int[Tensor, " test"]
     num_classes: int
     source: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width; a row of a table is one pixel whose channels are columns."""
+        channels, height, width = (*self.x_train.shape[1:], 1, 1)[:3]
+        return channels, height, width
 
 
 def in_proportion(

@@ -1,21 +1,23 @@
 """What the readers of data files share: one line for a damaged file, one line for a source."""
 
+import gzip
 import hashlib
 import tarfile
+import wave
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from theory.errors import InputError
 
-# What the decoders of gzip, tar, zip, PNG, JSON and MATLAB files raise on damaged bytes.
+# What the decoders of gzip, tar, zip, PNG, JSON, MATLAB and WAV files raise on damaged bytes.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
-    *(zlib.error, tarfile.TarError, zipfile.BadZipFile, Image.DecompressionBombError),
+    *(zlib.error, tarfile.TarError, zipfile.BadZipFile, Image.DecompressionBombError, wave.Error),
 )
 
 
@@ -37,6 +39,23 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path} cannot be read ({fault}): it may be cut short or damaged; get it again"
         ) from error
+
+
+def tar_files(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Names and contents of the regular files in a .tar.gz, in its order and in one pass.
+
+    Going back in a gzip stream would start it anew. Nothing is written, whatever the names are.
+
+    Raises:
+        InputError: The archive is missing, cut short or damaged.
+    """
+    with reading(archive), gzip.open(archive) as stream:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if member.isfile() and (content := tar.extractfile(member)) is not None:
+                    yield PurePosixPath(member.name), content.read()
+        while stream.read(2**20):  # gzip's check sum stands at the end, which tarfile leaves unread
+            pass
 
 
 def source_line(files: Sequence[Path]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -42,8 +41,6 @@ class ImageData(Examples):
         std: Standard deviation of each channel, likewise.
     """
 
-    x_train: Float[Tensor, "train 3 height width"]
-    x_test: Float[Tensor, "test 3 height width"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

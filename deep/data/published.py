@@ -4,19 +4,17 @@ Nothing is unpacked to disk and nothing is unpickled. Each reader takes a folder
 files there and in a sub-folder named after the set.
 """
 
-import gzip
 import json
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from deep.data.files import reading
+from deep.data.files import reading, tar_files
 from deep.data.matlab import read_arrays
 from theory.errors import InputError
 
@@ -153,16 +151,7 @@ def _read_binary(form: BinaryForm, root: Path) -> Published | None:
 
 
 def _tar_members(archive: Path, names: tuple[str, ...]) -> Mapping[str, bytes]:
-    """Contents of the named members, in one pass: going back in a gzip stream starts it anew."""
-    members: dict[str, bytes] = {}
-    with reading(archive), gzip.open(archive) as stream:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                if name in names and (content := tar.extractfile(member)) is not None:
-                    members[name] = content.read()
-        while stream.read(2**20):  # gzip's check sum stands at the end, which tarfile leaves unread
-            pass
+    members = {path.name: content for path, content in tar_files(archive) if path.name in names}
     if missing := [name for name in names if name not in members]:
         raise InputError(f"{archive} lacks {', '.join(missing)}: it is incomplete; get it again")
     return members

@@ -190,7 +190,6 @@ class GraphsConfig(TableConfig):
     """Table 6: GIN on graphs, ten folds, epochs selected on the test folds and on validation."""
 
     number: ClassVar[int] = 6
-    resplit: ClassVar[bool] = True
 
     methods: tuple[Method, ...] = ("erm", "mixup", "mixupe-paper")
     """What to train by"""

@@ -54,8 +54,6 @@ class TableConfig(ABC):
 
     number: ClassVar[int]
     """The table's, in the talk"""
-    resplit: ClassVar[bool]
-    """Whether each repetition splits the data anew (else they share one split)"""
 
     rows: tuple[str, ...] = ()
     """Rows to run; all if not given"""
@@ -69,6 +67,11 @@ class TableConfig(ABC):
     """Say how many runs there are and about how long they take, and stop"""
     debug: bool = False
     """Show the traceback of an error"""
+
+    @property
+    def resplit(self) -> bool:
+        """Whether each repetition splits the data anew (else they share one split)."""
+        return True
 
     @abstractmethod
     def jobs(self) -> list[Job]:

@@ -1,0 +1,222 @@
+"""Command: reruns one of the talk's tables on real data and sets it beside what was published.
+
+`python -m deep.table 4` says how many networks are to be trained and about how long that takes,
+trains them job after job, and writes record.jsonl (a line a finished job: settings, data with
+SHA-256, results, versions) and the tables drawn from it: table.md, table.tex, cells.csv, gains.csv.
+Called again, it goes on after the last finished job, also after a kill; several calls may work on
+different --rows in one folder at the same time.
+"""
+
+import fcntl
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from deep.run_folder import read_lines
+from deep.tables.graphs import GraphsConfig
+from deep.tables.jobs import Job, TableConfig
+from deep.tables.render import rendered
+from deep.tables.speech import SpeechConfig
+from deep.tables.tabular import TabularConfig
+from theory.command import run_command
+from theory.errors import InputError
+from theory.record import (
+    check_writable,
+    command_line,
+    environment,
+    json_line,
+    write_atomically,
+)
+
+PROG = "python -m deep.table"
+RECORD = "record.jsonl"
+Command = (
+    Annotated[TabularConfig, tyro.conf.subcommand("4")]
+    | Annotated[SpeechConfig, tyro.conf.subcommand("5")]
+    | Annotated[GraphsConfig, tyro.conf.subcommand("6")]
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rerun one of the talk's tables, by its number, on real data."""
+
+    command: Annotated[Command, tyro.conf.arg(name="")]
+
+    @property
+    def debug(self) -> bool:
+        """Show the traceback of an error."""
+        return self.command.debug
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The finished jobs of a record, each once; [] where there is none yet.
+
+    Raises:
+        InputError: If the file cannot be read, or is no such record.
+    """
+    if not path.exists():
+        return []
+    lines = {line.get("job"): line for line in reversed(read_lines(path))}
+    if None in lines:
+        raise InputError(f"{path} is no record of a table: name another --out")
+    return list(reversed(lines.values()))
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line whole, also while other processes add theirs; a torn last line is cut off.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+            file.write(json_line(line).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path} ({error.strerror}): free space there and call again"
+        ) from error
+
+
+def carry_out(config: TableConfig, jobs: Sequence[Job], path: Path) -> dict[str, str]:
+    """Trains jobs one after another, and records each as it ends.
+
+    Args:
+        config: The flags.
+        jobs: What is to be trained.
+        path: The record.
+
+    Returns:
+        Name of each job that could not be trained -> why.
+
+    Raises:
+        InputError: If the record cannot be written.
+    """
+    end = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
+    faults: dict[str, str] = {}
+    for job in jobs:
+        if time.monotonic() > end:
+            print(f"{config.minutes:g} minutes are up: call again to go on")
+            break
+        start = time.monotonic()
+        try:
+            with _bar(job) as bar:
+                outcome = job.run(partial(_advance, bar))
+        except InputError as error:
+            faults[job.name] = str(error)
+            continue
+        seconds = time.monotonic() - start
+        append(path, {
+            "table": config.number, "job": job.name, "row": job.row, "runs": job.runs,
+            "resplit": config.resplit,
+            "settings": job.settings, **outcome, "seconds": round(seconds, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command_line("deep.table"), "environment": environment(),
+        })  # fmt: skip
+        print(f"{job.name}: {job.runs} networks in {_duration(seconds)}", flush=True)
+    return faults
+
+
+def _bar(job: Job) -> tqdm:
+    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
+    return tqdm(total=1.0, desc=job.name, disable=None, leave=False, bar_format=form)
+
+
+def _advance(bar: tqdm, part: float) -> None:
+    bar.update(part - bar.n)
+
+
+def waiting(record: Sequence[Mapping[str, Any]], jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """The jobs that the record does not hold.
+
+    Raises:
+        InputError: If it holds one of them with other settings.
+    """
+    known = {line["job"]: line["settings"] for line in record}
+    for job in jobs:
+        old = known.get(job.name, job.settings)
+        changed = [
+            f"{key} was {old.get(key)}, is {value}"
+            for key, value in job.settings.items()
+            if old.get(key) != value
+        ]
+        if changed:
+            raise InputError(
+                f"{folder / RECORD} holds {job.name} with other settings ({'; '.join(changed)}): "
+                "name another --out"
+            )
+    return [job for job in jobs if job.name not in known]
+
+
+def _estimate(jobs: Sequence[Job]) -> tuple[float, list[str]]:
+    """Seconds that the jobs take, and a line a row: its networks and time."""
+    rows: dict[str, tuple[int, float]] = {}
+    for job in jobs:
+        runs, seconds = rows.get(job.row, (0, 0.0))
+        try:
+            rows[job.row] = runs + job.runs, seconds + job.seconds()
+        except InputError:
+            rows[job.row] = runs + job.runs, math.nan  # said in full when it is to run
+    lines = [
+        f"  {row:<16} {runs:6} networks  {'no data' if math.isnan(s) else _duration(s)}"
+        for row, (runs, s) in rows.items()
+    ]
+    return sum(s for _, s in rows.values() if not math.isnan(s)), lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def run(config: TableConfig) -> int:
+    """Plans, trains, renders; the exit code: 0, or 1 if a job could not be trained."""
+    if config.minutes is not None and not 0 < config.minutes < math.inf:
+        raise InputError(f"--minutes is {config.minutes}: it must be positive and finite")
+    folder = config.out or Path("runs") / "table" / str(config.number)
+    path, jobs = folder / RECORD, config.jobs()
+    check_writable(folder)
+    left = waiting(read_record(path), jobs, folder)
+    runs, seconds = sum(job.runs for job in left), 0.0
+    print(f"Table {config.number}: {len(jobs)} jobs, {len(jobs) - len(left)} of them finished")
+    if left:
+        seconds, lines = _estimate(left)
+        print(f"to train: {runs} networks, about {_duration(seconds)} on this machine", flush=True)
+        print("\n".join(lines), flush=True)
+    if config.plan:
+        return 0
+    faults = carry_out(config, left, path)
+    record = read_record(path)
+    if record:
+        for name, content in rendered(config.number, record).items():
+            write_atomically(folder / name, partial(Path.write_text, data=content))
+        print(f"{len(record)} jobs are recorded in {path}, drawn in {folder / 'table.md'}")
+    for name, fault in faults.items():
+        print(f"{name}: not run: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run_command(Table, lambda table: run(table.command), prog=PROG, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

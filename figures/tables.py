@@ -1,0 +1,148 @@
+"""MixupE's gains and the methods' ranks, from a record of `python -m deep.table`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deep.run_folder import read_lines
+from deep.tables.compare import BASELINES, MIXUPE, Ranks, gains, measured, ranks, selections
+from deep.tables.published import published
+from figures.style import COLORS, style
+from theory.errors import InputError
+from theory.record import write_atomically
+
+RECORD = "record.jsonl"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished jobs of a record.
+
+    Raises:
+        InputError: If the file cannot be read, holds none, or is another record.
+    """
+    lines = read_lines(path)
+    if not lines or not all(
+        {"table", "row", "results", "resplit"} <= line.keys() for line in lines
+    ):
+        raise InputError(f"{path} is no record of deep.table with a finished job: name another")
+    return lines
+
+
+def draw_gains(ax: Axes, frame: pd.DataFrame, baseline: str) -> None:
+    """The difference in error of MixupE and a baseline in each row, and the talk's.
+
+    Args:
+        ax: Where.
+        frame: As `deep.tables.compare.gains` gives it.
+        baseline: Compared with.
+    """
+    own = frame[frame["baseline"] == baseline]
+    labels = list(dict.fromkeys(own["label"]))
+    variants = list(dict.fromkeys(own["method"]))
+    step = 0.7 / len(variants)
+    for k, variant in enumerate(variants):
+        block = own[own["method"] == variant]
+        places = np.array([labels.index(label) for label in block["label"]])
+        y = places + (k - (len(variants) - 1) / 2) * step
+        ends = np.abs(block[["low", "high"]].to_numpy().T - block["difference"].to_numpy())
+        ax.errorbar(
+            block["difference"], y, xerr=np.nan_to_num(ends), fmt="o", ms=3.5, lw=1, capsize=2,
+            color=COLORS[k], label=f"{variant}, ours [95 %]",
+        )  # fmt: skip
+    talk = own[own["method"] == MIXUPE]
+    rows = [labels.index(label) for label in talk["label"]]
+    ax.plot(talk["claimed"], rows, "kx", ms=5, label="mixupe, the talk")
+    ax.axvline(0, color="0.5", lw=0.8, zorder=0)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.set(xlabel="difference in test error   [points]", title=f"MixupE − {baseline}")
+
+
+def draw_ranks(ax: Axes, found: Ranks) -> None:
+    """Critical-difference diagram after Demšar (JMLR 2006): bars join what is not told apart.
+
+    Args:
+        ax: Where.
+        found: As `deep.tables.compare.ranks` gives it.
+    """
+    order = sorted(found.ranks.items(), key=lambda item: item[1])
+    values = [rank for _, rank in order]
+    count, left = len(order), (len(order) + 1) // 2
+    ax.plot([1, count], [0, 0], "k-", lw=1)
+    for place in range(1, count + 1):
+        ax.plot([place, place], [0, 0.12], "k-", lw=1)
+        ax.text(place, 0.18, str(place), ha="center", va="bottom", fontsize="small")
+    for k, (method, rank) in enumerate(order):
+        best = k < left
+        depth = -0.75 - 0.4 * (k if best else count - 1 - k)
+        end = 0.85 if best else count + 0.15
+        ax.plot([rank, rank, end], [0, depth, depth], "k-", lw=0.8)
+        text = f"{method} ({rank:.2f})"
+        ax.text(end, depth, f"{text} " if best else f" {text}", va="center",
+                ha="right" if best else "left")  # fmt: skip
+    for level, (first, last) in enumerate(_groups(values, found.critical_difference)):
+        y = -0.15 - 0.15 * level
+        ax.plot([values[first] - 0.03, values[last] + 0.03], [y, y], color=COLORS[0], lw=3)
+    ax.plot([1, 1 + found.critical_difference], [0.85, 0.85], "k-", lw=1.5)
+    ax.text(1, 0.95, f"critical difference {found.critical_difference:.2f}", fontsize="small")
+    ax.set(xlim=(-0.6, count + 1.6), ylim=(-0.95 - 0.4 * (left - 1), 1.3))
+    ax.axis("off")
+
+
+def _groups(ranks: Sequence[float], width: float) -> list[tuple[int, int]]:
+    """First and last of each longest run of two or more rising ranks within the width."""
+    found: list[tuple[int, int]] = []
+    for first, rank in enumerate(ranks):
+        last = max(k for k, other in enumerate(ranks) if other <= rank + width)
+        if last > first and (not found or last > found[-1][1]):
+            found.append((first, last))
+    return found
+
+
+def plot(lines: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Figure by name: gains, and ranks where there are rows and methods enough, per selection.
+
+    Args:
+        lines: As `read` gives them.
+    """
+    table, figures = published(lines[0]["table"]), {}
+    for selection in selections(lines):
+        rows = measured(lines, selection)
+        frame, found = gains(table, rows), ranks(rows)
+        suffix = f"-{selection.replace(' ', '-')}" if selection else ""
+        title = table.caption.partition(":")[0] + (f", {selection}" if selection else "")
+        with style():
+            if len(frame):
+                figure = Figure(figsize=(7.2, 1.4 + 0.26 * frame["row"].nunique()))
+                axes = figure.subplots(1, len(BASELINES), sharey=True)
+                for ax, baseline in zip(axes, BASELINES, strict=True):
+                    draw_gains(ax, frame, baseline)
+                handles, labels = axes[0].get_legend_handles_labels()
+                figure.legend(handles, labels, loc="outside lower center", ncols=2)
+                figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+                figures[f"gains{suffix}"] = figure
+            if found is not None:
+                figure = Figure(figsize=(7.2, 2.3))
+                draw_ranks(figure.subplots(), found)
+                text = f"{title}: mean rank by test error over {found.rows} data sets (1 is best)"
+                figure.suptitle(text, x=0.01, ha="left", fontweight="bold")
+                figures[f"ranks{suffix}"] = figure
+    return figures
+
+
+def save(folder: Path, lines: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Draws the figures as PNG; returns the files.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    paths = []
+    for name, figure in plot(lines).items():
+        paths.append(folder / f"{name}.png")
+        write_atomically(paths[-1], figure.savefig)
+    return paths
