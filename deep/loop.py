@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deep.data.graph_batches import Graphs
 from deep.processes import mean_over_processes, rank, world_size
 from theory.errors import InputError
 
 # (inputs of a batch, the examples' numbers, epoch) -> inputs to train on
-Augment = Callable[[Tensor, Tensor, int], Tensor]
+Augment = Callable[[Any, Tensor, int], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ class Training:
 
     Args:
         objective: Maps (inputs, targets) of a batch to a scalar loss; see `deep.objective`.
-        x: All inputs.
+        x: All inputs: anything that gives a batch by the numbers of its examples.
         targets: One row an example, as from `theory.losses.as_targets`.
         settings: Steps, optimiser and learning rate.
         generator: A CPU generator for the order of the examples.
@@ -137,7 +138,7 @@ class Training:
     def __init__(
         self,
         objective: nn.Module,
-        x: Float[Tensor, "samples *dims"],
+        x: Float[Tensor, "samples *dims"] | Graphs,
         targets: Float[Tensor, "samples classes"],
         settings: Optimization,
         *,
@@ -258,7 +259,7 @@ def _optimizer(objective: nn.Module, settings: Optimization) -> torch.optim.Opti
     )
 
 
-def _check_data(x: Tensor, targets: Tensor, batch_size: int) -> None:
+def _check_data(x: Tensor | Graphs, targets: Tensor, batch_size: int) -> None:
     if len(x) != len(targets):
         raise InputError(f"{len(x)} inputs but {len(targets)} targets: pass one row an example")
     least = 2 * world_size()

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deep.data.graph_batches import Graphs
 from deep.mixup import ERM, Lam, LossForm, ManifoldMixup, Mixup
 from deep.mixupe import (
     Exact,
@@ -16,6 +17,7 @@ from deep.mixupe import (
     OfficialV4,
     Statistics,
 )
+from deep.models.embedder import Embedder
 from theory.errors import InputError
 from theory.losses import Head
 
@@ -35,6 +37,46 @@ _MIXUPE = {
 }
 
 
+class OnEmbedding(nn.Module):
+    """An objective of what a model's head makes of the embeddings that the rest of it gives.
+
+    The embedding z takes the place of the input x: it is mixed, and exact q is a derivative along
+    z̄ - z. z̄ is the batch's own mean embedding, held constant in differentiation, since the mean
+    over all training inputs moves with every step. One pass gives z for the clean and the mixed
+    examples, so that MixupE costs no second one and `clean_statistics` has nothing to choose.
+
+    The whole model is trained through z. Two penalties do not reach it, and train the head alone:
+    those of mixupe-official-v1 and -v2, which detach their input. mixupe-exact's needs a head of
+    layers that `theory.tangents` knows.
+
+    Args:
+        model: A module that embeds.
+        objective: Around the model's head.
+
+    Attributes:
+        generator: The objective's.
+    """
+
+    def __init__(self, model: Embedder, objective: ERM):
+        super().__init__()
+        self.model, self.objective = model, objective
+        self.generator = objective.generator
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Of the last batch, see `deep.mixup.ERM`."""
+        return self.objective.accuracy
+
+    def forward(
+        self, x: Float[Tensor, "batch *dims"] | Graphs, targets: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, ""]:
+        """The scalar to minimise, in nats; arguments as for `ERM.forward`."""
+        z = self.model.embed(x)
+        if isinstance(self.objective, MixupE) and self.objective.needs_mean:
+            self.objective.mean = z.mean(0).detach()
+        return self.objective(z, targets)
+
+
 def build_objective(
     name: str,
     model: nn.Module,
@@ -49,12 +91,13 @@ def build_objective(
     clean_statistics: Statistics | str = "update",
     mean: Float[Tensor, "*dims"] | None = None,
     generator: torch.Generator,
-) -> ERM:
+) -> ERM | OnEmbedding:
     """The objective of that name, around the model. Each takes of the options what concerns it.
 
     Args:
         name: One of `OBJECTIVES`.
-        model: Maps a batch of inputs to logits.
+        model: Maps a batch of inputs to logits. If it is an `Embedder`, the objective acts on its
+            embeddings, see `OnEmbedding`.
         head: Which loss.
         loss: Form of the loss of erm, mixup and manifold_mixup, see `deep.mixup.ERM`.
         alpha: Beta's α.
@@ -63,7 +106,8 @@ def build_objective(
         eta: Strength of MixupE's penalty.
         tau: τ of mixupe-official-v1 and -v3.
         clean_statistics: Whether MixupE's clean pass updates batch norm's running statistics.
-        mean: x̄', the mean of the training inputs; mixupe-exact, -official-v1 and -v2 need it.
+        mean: x̄', the mean of the training inputs; mixupe-exact, -official-v1 and -v2 need it,
+            but on embeddings.
         generator: A CPU generator for λ, partners and layers.
 
     Raises:
@@ -72,6 +116,13 @@ def build_objective(
     """
     if name not in OBJECTIVES:
         raise InputError(f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
+    if isinstance(model, Embedder):
+        on_head = build_objective(
+            name, model.head, head=head, loss=loss, alpha=alpha, beta=beta, lam=lam, eta=eta,
+            tau=tau, clean_statistics=clean_statistics, mean=torch.zeros(()), generator=generator,
+        )  # fmt: skip
+        assert isinstance(on_head, ERM)
+        return OnEmbedding(model, on_head)
     if name == "erm":
         return ERM(model, head, loss)
     if name in ("mixup", "manifold_mixup"):

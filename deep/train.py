@@ -30,6 +30,7 @@ from deep.batch_norm import synchronize_batch_norm
 from deep.checkpoint import load_weights, save_weights
 from deep.data import Examples, ImageData, load_examples
 from deep.data.examples import in_proportion
+from deep.data.graphs import GraphExamples
 from deep.loop import Augment, Step, Training
 from deep.models import resolve_model
 from deep.objective import build_objective
@@ -149,6 +150,11 @@ def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) ->
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     torch.manual_seed(config.seed)
     data = load_examples(config.data, config.data_dir)
+    if isinstance(data, GraphExamples):
+        raise InputError(
+            f"{data.name} holds graphs: train on them by python -m deep.table 6, or for a while by "
+            "python -m theory.check_approx --model gin"
+        )
     model, training, watch = prepare(config, data)
     checkpoints = Checkpoints(config.folder / CHECKPOINTS, config.keep)
     if config.resume:

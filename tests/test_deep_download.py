@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import json
 import socket
 import tarfile
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from deep.data import load_examples
 from deep.data.download import MIRROR_VARIABLE, REMOTE_FILES, RemoteFile, fetch
+from deep.data.graphs import load_graphs
 from deep.data.images import load_images
 from theory.errors import InputError
 
@@ -69,6 +72,15 @@ def server(monkeypatch):
         yield httpd
         httpd.shutdown()
         thread.join()
+
+
+def zip_of(*texts, **files):
+    """A zip with these files."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, text in [*((f"{k}.txt", text) for k, text in enumerate(texts)), *files.items()]:
+            archive.writestr(name, text)
+    return content.getvalue()
 
 
 def refusal(file, cache_dir):
@@ -188,6 +200,58 @@ def test_load_images_without_a_folder_reads_what_it_downloads(server, tmp_path, 
     assert data.y_test.tolist() == [3]
     assert data.source == f"cifar-100-binary.tar.gz; SHA-256 {file.sha256}"
     assert (tmp_path / "mixup-theory" / "cifar-100-binary.tar.gz").is_file()
+
+
+def test_file_without_a_published_sum_is_recorded_at_first_and_verified_from_then_on(
+    server, tmp_path
+):
+    server.handler.content = content = zip_of("some text")
+    file = RemoteFile(f"{server.address}/right/a.zip", None)
+    digest = hashlib.sha256(content).hexdigest()
+    with pytest.warns(UserWarning, match=digest):
+        path = fetch(file, tmp_path)
+    assert path.read_bytes() == content
+    record = json.loads((tmp_path / "a.zip.json").read_text())
+    assert record == {"bytes": len(content), "sha256": digest}
+
+    assert fetch(file, tmp_path) == path
+    assert server.handler.served == ["/right/a.zip"]
+    path.write_bytes(content[:-1])
+    with pytest.warns(UserWarning, match="fetched again"):
+        fetch(file, tmp_path)
+    assert path.read_bytes() == content
+
+    path.unlink()
+    server.handler.content = zip_of("another text")
+    with pytest.raises(InputError, match="does not match"):
+        fetch(file, tmp_path)
+    assert [left.name for left in tmp_path.iterdir()] == ["a.zip.json"]
+
+
+@pytest.mark.parametrize("path", ["right/page.zip", "break/page.zip", "missing/page.zip"])
+def test_what_is_no_zip_is_neither_kept_nor_recorded(server, path, tmp_path):
+    """A page that says sorry, with status 200, would else be verified for ever."""
+    refusal(RemoteFile(f"{server.address}/{path}", None), tmp_path)
+
+
+def test_graph_set_without_a_folder_is_downloaded_once(server, tmp_path, monkeypatch):
+    graphs = 10
+    tables = {
+        "A": "".join(f"{2 * i + 1}, {2 * i + 2}\n" for i in range(graphs)),
+        "graph_indicator": "".join(f"{i}\n{i}\n" for i in range(1, graphs + 1)),
+        "graph_labels": "1\n2\n" * 5,
+        "node_labels": "0\n1\n" * graphs,
+    }
+    server.handler.content = zip_of(**{f"NCI1/NCI1_{k}.txt": text for k, text in tables.items()})
+    monkeypatch.setenv(MIRROR_VARIABLE, f"{server.address}/right")
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / project)
+    with pytest.warns(UserWarning, match="no published sum"):
+        found, labels, source = load_graphs("nci1")
+    assert len(found) == graphs
+    assert labels.tolist() == [0, 1] * 5
+    assert source.startswith("NCI1.zip; SHA-256 ")
+    load_graphs("NCI1")
+    assert server.handler.served == ["/right/NCI1.zip"]
 
 
 @pytest.mark.parametrize("name", REMOTE_FILES)

@@ -11,9 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from graph_cases import drawn_graphs, text_of
 from safetensors.torch import save_file
 
+from deep.data.examples import in_proportion
+from deep.data.graphs import load_graph_examples
 from deep.data.images import load_images
+from deep.models import build_model
 from deep.models.from_file import model_from_file
 from theory import read_reports
 from theory.check_approx import Config, main, measure
@@ -331,3 +335,57 @@ def test_help_describes_every_flag(capsys):
     for flag in ("model", "checkpoint", "data-dir", "objective", "epochs", "check-every", "order",
                  "alpha", "batch-norm", "fail-on", "threshold.q-hat"):  # fmt: skip
         assert f"--{flag}" in text
+
+
+@pytest.fixture
+def molecules(tmp_path):
+    """A folder with a miniature MUTAG."""
+    (tmp_path / "MUTAG.txt").write_text(text_of(drawn_graphs(count=60)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["gin", "gin-bias-free"])
+def test_graphs_are_checked_from_their_embeddings_on(name, molecules):
+    """q = (g − y)ᵀ W (z̄ − z) by the network's own matrices, and (g − y)ᵀ b the homogeneity gap."""
+    config = Config(
+        model=name, data="mutag", data_dir=molecules, epochs=0, samples=12, pair_samples=3,
+        dtype="float64", seed=3,
+    )  # fmt: skip
+    (report,) = measure(config)
+    torch.manual_seed(3)
+    data = load_graph_examples("MUTAG", molecules)
+    model = build_model(name, num_classes=2, in_channels=3).eval()
+    chosen, _ = in_proportion(data.y_train, 12, 3)
+    with torch.no_grad():
+        z, mean = model.embed(data.x_train[chosen]).double(), model.embed(data.x_train).mean(0)
+        w = torch.cat([layer.weight for layer in model.head.layers], 1).double()
+        b = sum(layer.bias for layer in model.head.layers) if name == "gin" else torch.zeros(2)
+    residual = (z @ w.T + b).softmax(1) - torch.eye(2)[data.y_train[chosen]]
+    expected = (residual * ((mean - z) @ w.T)).sum(1)
+    np.testing.assert_allclose(report.samples["q"], expected, rtol=1e-5, atol=1e-6)
+    gap = residual @ b.double()
+    np.testing.assert_allclose(report.samples["homogeneity_gap"], gap, rtol=1e-5, atol=1e-7)
+    assert report.claims["self_check"].verdict == "HOLDS"
+    assert report.claims["identity"].verdict == "HOLDS"
+
+
+def test_command_trains_on_graphs_and_checks_as_it_goes(molecules, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["--model", "gin", "--data", "MUTAG", "--data-dir", str(molecules), "--lr", "0.001"]
+    flags += ["--samples", "12", "--pair-samples", "3", "--batch-size", "16", "--out", str(out)]
+    assert main([*flags, "--epochs", "2", "--check-every", "1"]) == 0
+    first, *_, last = read_reports(out / "report.json")
+    assert last.training["epoch"] == 2
+    assert not np.allclose(first.samples["q"], last.samples["q"])
+    assert "MUTAG.txt" in last.settings["source"]
+    assert capsys.readouterr().out.count("error of q̂") == 3
+
+
+@pytest.mark.parametrize(("model", "data"), [("mlp", "MUTAG"), ("gin", "digits")])
+def test_graphs_need_a_network_for_graphs_and_nothing_else_does(model, data, molecules, capsys):
+    flags = ["--model", model, "--data", data, "--epochs", "0"]
+    flags += ["--data-dir", str(molecules)] if data == "MUTAG" else []
+    assert main(flags) == 2
+    message = capsys.readouterr().err
+    assert "do not go together" in message
+    assert message.count("\n") == 1

@@ -101,6 +101,13 @@ def test_dropout_masks_value_and_tangent_alike():
     assert len(value.unique()) == 2
 
 
+def test_columns_are_cut_out_of_values_and_tangents_alike():
+    x, v = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(2))
+    value, tangent = value_and_tangent(lambda x: x.narrow(1, 1, 3), x, v)
+    assert torch.equal(value, x[:, 1:4])
+    assert torch.equal(tangent, v[:, 1:4])
+
+
 def in_place_sum(x: Tensor) -> Tensor:
     z = torch.tanh(x)
     z += x
@@ -124,6 +131,7 @@ def test_in_place_sums_keep_their_meaning():
         lambda x: F.elu(x, inplace=True),
         lambda x: F.elu(x, 1.0, True),
         lambda x: x.flip(0),
+        lambda x: x.narrow(0, 0, 4),
         lambda x: x[torch.arange(len(x))],
         lambda x: torch.flatten(x).reshape(-1, 3),
         lambda x: F.layer_norm(x, (3,)),

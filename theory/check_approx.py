@@ -23,8 +23,11 @@ from tqdm import tqdm
 from deep.checkpoint import load_weights
 from deep.data import load_examples
 from deep.data.examples import in_proportion
+from deep.data.graph_batches import Graphs
+from deep.data.graphs import GraphExamples
 from deep.loop import Optimization, Training
 from deep.models import resolve_model
+from deep.models.embedder import Embedder
 from deep.objective import Objective, build_objective
 from deep.processes import choose_device
 from figures.check_approx import save as save_figures
@@ -34,7 +37,7 @@ from theory.command import run_command
 from theory.errors import InputError
 from theory.losses import Head, as_targets
 from theory.mixing import beta_law
-from theory.network import BatchNormMode, count_logits
+from theory.network import BatchNormMode, count_logits, evaluating
 from theory.record import check_writable, command_line, write_atomically
 from theory.regularizer import PairSettings
 from theory.report import (
@@ -56,14 +59,15 @@ class Config:
     """Check MixupE's q̂ = (y − g)ᵀf against exact q, before and while a network trains."""
 
     model: str
-    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, or your own: path/to/file.py:factory"""
+    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, gin or gin-bias-free (for graphs; checked
+    from the graph embedding on), or your own: path/to/file.py:factory"""
     width: int | None = None
     """Of a network of the registry, as for deep.train; the published one if not given"""
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
     data: str = "digits"
     """digits (embedded), cifar10, cifar100, svhn (3 × 32 × 32); speech-small, speech-commands
-    (1 × 160 × 101)"""
+    (1 × 160 × 101); graphs: MUTAG, PTC, PROTEINS, NCI1, IMDB-BINARY, IMDB-MULTI, PTC_MR"""
     data_dir: Path | None = None
     """Folder that holds the published files; without it they are downloaded and verified"""
     objective: Objective = "mixupe-paper"
@@ -151,6 +155,11 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
         image_size=(height, width),
         width=config.width,
     ).to(device)
+    if isinstance(data, GraphExamples) != isinstance(model, Embedder):
+        raise InputError(
+            f"{config.model} and {data.name} do not go together: graphs need a model that embeds "
+            "them, such as gin, and nothing else does"
+        )
     if config.checkpoint is not None:
         load_weights(model, config.checkpoint)
     if config.samples > len(data.x_train):
@@ -159,8 +168,7 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
             " ask for fewer"
         )
     chosen, _ = in_proportion(data.y_train, config.samples, config.seed)
-    probe = data.x_train[chosen], data.y_train[chosen]
-    mean = data.x_train.mean(0)
+    probe = data.x_train[chosen]
     num_logits = count_logits(model, data.x_train[:2].to(device))
     targets = as_targets(data.y_train, num_logits, config.head)
     objective = build_objective(
@@ -170,16 +178,17 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
         alpha=config.alpha,
         beta=config.beta,
         eta=config.eta,
-        mean=mean.to(device),
+        mean=None if isinstance(data, GraphExamples) else data.x_train.mean(0).to(device),
         generator=torch.Generator().manual_seed(config.seed),
     )
     reports: list[Report] = []
-    with _Progress(config, len(data.x_train), len(probe[0])) as progress:
+    with _Progress(config, len(data.x_train), len(probe)) as progress:
         for state in _states(config, objective, data.x_train, targets, progress):
             pairs = reports[0].regularizer.get("samples") if reports else config.pair_samples
+            network, x, mean = _on_vectors(model, probe, data.x_train)
             report = check_approximation(
-                model,
-                [probe],
+                network,
+                [(x, data.y_train[chosen])],
                 alpha=config.alpha,
                 beta=config.beta,
                 order=config.order,
@@ -208,8 +217,25 @@ def measure(config: Config, on_check: Any = None) -> list[Report]:
     return reports
 
 
+def _on_vectors(
+    model: nn.Module, probe: Tensor | Graphs, x_train: Tensor | Graphs
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """What the theory is about: a network, its inputs, and their mean over the training data.
+
+    For graphs that is the model's head on embeddings, which are inputs as they are now.
+    """
+    if not isinstance(model, Embedder):
+        assert isinstance(probe, Tensor)
+        assert isinstance(x_train, Tensor)
+        return model, probe, x_train.mean(0)
+    device = next(model.parameters()).device
+    with torch.no_grad(), evaluating(model):
+        embedded, mean = model.embed(probe.to(device)), model.embed(x_train.to(device)).mean(0)
+    return model.head, embedded, mean
+
+
 def _states(
-    config: Config, objective: nn.Module, x: Tensor, targets: Tensor, progress: "_Progress"
+    config: Config, objective: nn.Module, x: Tensor | Graphs, targets: Tensor, progress: "_Progress"
 ) -> Iterator[dict[str, Any]]:
     """Trains, stopping wherever a check is due; yields where training stands."""
     yield {"epoch": 0.0, "step": 0, "train_loss": None}

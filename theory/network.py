@@ -33,7 +33,7 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
         InputError: On call, if the model returns anything but one row of numbers an example.
     """
 
-    def f(x: Tensor) -> Tensor:
+    def f(x: Any) -> Tensor:
         try:
             logits = model(x)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
@@ -64,7 +64,7 @@ def logits_function(model: Callable[[Tensor], Any]) -> Function:
     return f
 
 
-def count_logits(model: nn.Module, x: Tensor) -> int:
+def count_logits(model: nn.Module, x: Any) -> int:
     """How many logits the model gives, found by one pass over a small batch on its device.
 
     Raises:

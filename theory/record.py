@@ -20,7 +20,8 @@ def environment() -> dict[str, Any]:
     """Versions, platform and the commit of this toolkit, for the record of a run."""
     names = [
         *("mixup-theory", "jaxtyping", "matplotlib", "numpy", "pandas", "pillow", "pooch"),
-        *("safetensors", "scikit-learn", "scipy", "seaborn", "torch", "tqdm", "tyro"),
+        *("safetensors", "scikit-learn", "scipy", "seaborn", "torch", "torch-geometric", "tqdm"),
+        "tyro",
     ]
     return {
         "python": platform.python_version(),

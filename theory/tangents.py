@@ -82,6 +82,10 @@ def _flatten(func: Any, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Ten
     return func(x, start_dim, end_dim) if start_dim > 0 else None
 
 
+def _narrow(func: Any, x: Tensor, dim: int, start: int, length: int) -> Tensor | None:
+    return func(x, dim, start, length) if dim % x.ndim > 0 else None
+
+
 def _sum(func: Any, x: Any, y: Any) -> Tensor | None:
     """Sum or difference of two networks' parts."""
     both = isinstance(x, Stacked) and isinstance(y, Stacked)
@@ -143,6 +147,7 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _affine),
     **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum), _average),
     **dict.fromkeys((torch.flatten, Tensor.flatten), _flatten),
+    **dict.fromkeys((torch.narrow, Tensor.narrow), _narrow),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.add_, torch.sub, Tensor.sub,
                      Tensor.__sub__), _sum),
     **dict.fromkeys((Tensor.float, Tensor.double, Tensor.contiguous), _rowwise),

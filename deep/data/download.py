@@ -2,11 +2,13 @@
 
 `MIXUP_THEORY_MIRROR`, when set, is the address of a folder (`http://…/folder`) that holds the same
 files under the same names; it takes the place of each file's own site. Sums are verified all the
-same, so a mirror need not be trusted.
+same, so a mirror need not be trusted, but with files without a published sum.
 """
 
+import json
 import os
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +17,20 @@ import requests
 from tqdm import tqdm
 
 from theory.errors import InputError
+from theory.record import write_json
 
 MIRROR_VARIABLE = "MIXUP_THEORY_MIRROR"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the web and the SHA-256 (hexadecimal) of its content."""
+    """A file on the web and the SHA-256 (hexadecimal) of its content.
+
+    Without a published sum, None, it has to be a zip: see `fetch`.
+    """
 
     url: str
-    sha256: str
+    sha256: str | None
 
     @property
     def name(self) -> str:
@@ -87,17 +93,23 @@ def fetch(file: RemoteFile, cache_dir: str | Path | None = None) -> Path:
     folder = Path(pooch.os_cache("mixup-theory") if cache_dir is None else cache_dir)
     mirror = os.environ.get(MIRROR_VARIABLE)
     address = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
+    target, record = folder / file.name, folder / f"{file.name}.json"
     try:
-        _drop_if_wrong(folder / file.name, file.sha256)
-        path = pooch.retrieve(
-            address, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=_download
-        )
+        sha256 = file.sha256
+        if sha256 is None and record.is_file():
+            sha256 = str(json.loads(record.read_bytes())["sha256"])
+        if sha256 is not None:
+            _drop_if_wrong(target, sha256)
+        known = None if sha256 is None else f"sha256:{sha256}"
+        pooch.retrieve(address, known, fname=file.name, path=folder, downloader=_download)
+        if sha256 is None:
+            _record_first(target, record)
     except (OSError, ValueError) as error:  # requests' own exceptions are OSErrors
         raise InputError(
             f"cannot fetch {address}: {_reason(error)}; "
             f"retry, or place {file.name} in a folder and pass it with --data-dir"
         ) from error
-    return Path(path)
+    return target
 
 
 def _download(url: str, output_file: str, _pooch: pooch.Pooch | None) -> None:
@@ -123,6 +135,19 @@ def _drop_if_wrong(path: Path, sha256: str) -> None:
             stacklevel=3,
         )
         path.unlink()
+
+
+def _record_first(path: Path, record: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        path.unlink()
+        raise ValueError("what was sent is no zip")
+    found = {"bytes": path.stat().st_size, "sha256": pooch.file_hash(str(path))}
+    write_json(record, found)
+    warnings.warn(
+        f"{path.name} has no published sum: this first download's SHA-256 {found['sha256']} "
+        f"({found['bytes']} bytes) is kept in {record} and holds from now on",
+        stacklevel=3,
+    )
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import tarfile
 import wave
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from PIL import Image
 
 from theory.errors import InputError
 
-# What the decoders of gzip, tar, PNG, JSON, CSV, MATLAB and WAV files raise on damaged bytes.
+# What the decoders of gzip, tar, zip, PNG, JSON, CSV, MATLAB and WAV files raise on damaged bytes.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
-    *(zlib.error, tarfile.TarError, Image.DecompressionBombError, csv.Error, wave.Error),
+    *(zlib.error, tarfile.TarError, zipfile.BadZipFile, Image.DecompressionBombError),
+    *(csv.Error, wave.Error),
 )
 
 

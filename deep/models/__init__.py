@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from deep.models.from_file import call_with_named, model_from_file
+from deep.models.gin import GIN
 from deep.models.lenet import LeNet
 from deep.models.mlp import MLP
 from deep.models.preact_resnet import PreActResNet
@@ -30,6 +31,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": partial(VGG, 11),
     "vgg13": partial(VGG, 13),
     "mlp": MLP,
+    "gin": GIN,  # for graphs: in_channels is the length of a node's feature vector
+    "gin-bias-free": partial(GIN, bias=False),
 }
 
 
@@ -43,16 +46,17 @@ def build_model(
 ) -> nn.Module:
     """A freshly initialised network of the registry, in train mode.
 
-    Inputs are (batch, in_channels, height, width), outputs logits (batch, num_classes).
+    Inputs are (batch, in_channels, height, width) or, for gin, `deep.data.graph_batches.Graphs`;
+    outputs are logits (batch, num_classes).
 
     Args:
         name: A key of `MODELS`.
         num_classes: Number of logits.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images, or length of a node's feature vector.
         image_size: Side of square images, or (height, width).
         width: Channels of the first stage (PreActResNets and VGGs, 64), widening factor (WRN, 10)
-            or hidden units (MLP, 128); None for the number in brackets, which is the published one
-            where there is one. Smaller values serve tests and small studies.
+            or hidden units (MLP, 128; GIN, 64); None for the number in brackets, which is the
+            published one where there is one. Smaller values serve tests and small studies.
 
     Raises:
         InputError: If the name is unknown, a number is not positive, the images are too small for
