@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,20 +167,20 @@ def waiting(record: Sequence[Mapping[str, Any]], jobs: Sequence[Job], folder: Pa
     return [job for job in jobs if job.name not in known]
 
 
-def _estimate(jobs: Sequence[Job]) -> tuple[float, list[str]]:
-    """Seconds that the jobs take, and a line a row: its networks and time."""
-    rows: dict[str, tuple[int, float]] = {}
-    for job in jobs:
-        runs, seconds = rows.get(job.row, (0, 0.0))
+def _estimate(jobs: Sequence[Job]) -> None:
+    """Prints how long the jobs take, row by row as it is found, and in all."""
+    whole = 0.0
+    for row, own in groupby(jobs, key=lambda job: job.row):
+        members = list(own)
         try:
-            rows[job.row] = runs + job.runs, seconds + job.seconds()
-        except InputError:
-            rows[job.row] = runs + job.runs, math.nan  # said in full when it is to run
-    lines = [
-        f"  {row:<16} {runs:6} networks  {'no data' if math.isnan(s) else _duration(s)}"
-        for row, (runs, s) in rows.items()
-    ]
-    return sum(s for _, s in rows.values() if not math.isnan(s)), lines
+            seconds = sum(job.seconds() for job in members)
+        except InputError as error:
+            told = f"cannot run: {error}"
+        else:
+            whole += seconds
+            told = f"about {_duration(seconds)}"
+        print(f"  {row:<16} {sum(job.runs for job in members):6} networks  {told}", flush=True)
+    print(f"in all about {_duration(whole)} on this machine as it is now")
 
 
 def _duration(seconds: float) -> str:
@@ -196,13 +197,13 @@ def run(config: TableConfig) -> int:
     path, jobs = folder / RECORD, config.jobs()
     check_writable(folder)
     left = waiting(read_record(path), jobs, folder)
-    runs, seconds = sum(job.runs for job in left), 0.0
-    print(f"Table {config.number}: {len(jobs)} jobs, {len(jobs) - len(left)} of them finished")
-    if left:
-        seconds, lines = _estimate(left)
-        print(f"to train: {runs} networks, about {_duration(seconds)} on this machine", flush=True)
-        print("\n".join(lines), flush=True)
+    print(
+        f"Table {config.number}: {len(jobs)} jobs, {len(jobs) - len(left)} of them finished; to "
+        f"train: {sum(job.runs for job in left)} networks",
+        flush=True,
+    )
     if config.plan:
+        _estimate(left)
         return 0
     faults = carry_out(config, left, path)
     record = read_record(path)

@@ -59,7 +59,7 @@ def test_record_and_tables(tmp_path, capsys):
     assert {"command", "finished", "seconds", "settings", "data"} <= record[0].keys()
     assert "| Iris | 9.06 ± 7.01 | 11.00 ± 1.41 |" in (tmp_path / "table.md").read_text()
     assert {"table.tex", "cells.csv", "gains.csv"} <= {path.name for path in tmp_path.iterdir()}
-    assert "12 networks, about 60 s" in capsys.readouterr().out
+    assert "to train: 12 networks" in capsys.readouterr().out
 
 
 def test_finished_jobs_are_never_redone_also_after_a_kill(tmp_path):
@@ -81,16 +81,20 @@ def test_a_job_without_data_is_said_and_the_others_run(tmp_path, capsys):
     assert run(Config(out=tmp_path, made=(missing, Made("iris", ran)))) == 1
     said = capsys.readouterr()
     assert "volkert: not run: no volkert here" in said.err
-    assert "no data" in said.out
     assert [line["job"] for line in read_record(tmp_path / RECORD)] == ["iris"]
     assert "not run: " in (tmp_path / "table.md").read_text()
 
 
 def test_plan_trains_nothing(tmp_path, capsys):
     ran = []
-    assert run(Config(out=tmp_path, plan=True, made=(Made("iris", ran),))) == 0
+    missing = Made("volkert", ran, InputError("no volkert here: name --data-dir"))
+    made = (Made("iris", ran), Made("iris", ran), missing)
+    assert run(Config(out=tmp_path, plan=True, made=made)) == 0
     assert not ran
-    assert "6 networks, about 30 s" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "12 networks  about 60 s" in said
+    assert "6 networks  cannot run: no volkert here" in said
+    assert "in all about 60 s" in said
 
 
 def test_other_settings_in_one_folder_are_refused(tmp_path):
