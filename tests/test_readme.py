@@ -11,6 +11,7 @@ import pytest
 
 from deep.campaign import table
 from deep.run_folder import read_lines
+from deep.tables.render import overview, rendered
 from theory import read_reports
 from theory.report import claims_table, orders_table, segments_summary
 
@@ -180,3 +181,19 @@ def test_flags_named_in_the_readme_exist():
             capture_output=True, text=True, cwd=ROOT, timeout=300, check=True,
         ).stdout  # fmt: skip
     assert {flag for flag in named if flag not in known} == set()
+
+
+OVERVIEWS = re.findall(r"<!-- overview: (\d) (\S+) \((.*)\) -->\n((?:\|.*\n)+)", README)
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "selection", "shown"), OVERVIEWS, ids=[f"{o[0]} {o[2]}" for o in OVERVIEWS]
+)
+def test_overviews_are_those_of_the_record(number, path, selection, shown):
+    lines = read_lines(ROOT / path)
+    assert shown == overview(int(number), lines, selection or None) + "\n"
+    files = rendered(int(number), lines)
+    for line in lines:
+        assert "+changes" not in line["environment"]["commit"]
+    for name, text in files.items():
+        assert (ROOT / path).with_name(name).read_text(encoding="utf-8") == text
