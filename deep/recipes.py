@@ -23,7 +23,8 @@ class Recipe(Optimization):
     """What is trained, on what, by which objective, and how it is watched."""
 
     model: str = "preact18"
-    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, or your own: path/to/file.py:factory"""
+    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, mlp-bias-free, or your own:
+    path/to/file.py:factory"""
     width: int | None = None
     """Channels of the first stage (PreActResNet, VGG), widening factor (WRN) or hidden units (MLP);
     the published number if not given"""
@@ -31,7 +32,7 @@ class Recipe(Optimization):
     """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
     data: str = "digits"
     """digits (embedded), cifar10, cifar100, svhn (3 × 32 × 32); speech-small, speech-commands
-    (1 × 160 × 101)"""
+    (1 × 160 × 101); tables for an MLP, such as iris, optdigits, letter, mnist"""
     objective: Objective = "mixupe-paper"
     """What training minimises"""
     head: Head = "softmax"

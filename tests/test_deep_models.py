@@ -20,6 +20,7 @@ SMALL = {
     "vgg11": {"width": 4},
     "vgg13": {"width": 4},
     "mlp": {"width": 16},
+    "mlp-bias-free": {"width": 16},
 }
 
 
@@ -101,6 +102,14 @@ def test_preact_resnet_without_shifts_is_positively_homogeneous(name):
     torch.testing.assert_close(model(2 * x), 2 * model(x), rtol=1e-12, atol=1e-12)
     nn.init.ones_(model.linear.bias)
     assert not torch.allclose(model(2 * x), 2 * model(x))
+
+
+@pytest.mark.parametrize(("name", "homogeneous"), [("mlp", False), ("mlp-bias-free", True)])
+def test_a_perceptron_without_biases_is_homogeneous(name, homogeneous):
+    torch.manual_seed(0)
+    model = build_model(name, in_channels=7, image_size=1).double()
+    x = torch.randn(5, 7, dtype=torch.float64)
+    assert torch.allclose(model(2 * x), 2 * model(x), rtol=1e-12, atol=1e-12) == homogeneous
 
 
 def test_preact_resnet_has_no_norm_or_relu_before_the_pooling():

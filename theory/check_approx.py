@@ -59,15 +59,16 @@ class Config:
     """Check MixupE's q̂ = (y − g)ᵀf against exact q, before and while a network trains."""
 
     model: str
-    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, gin or gin-bias-free (for graphs; checked
-    from the graph embedding on), or your own: path/to/file.py:factory"""
+    """preact18|34|50|101, wrn28-10, lenet, vgg11|13, mlp, gin (for graphs; checked from the graph
+    embedding on), mlp-bias-free, gin-bias-free, or your own: path/to/file.py:factory"""
     width: int | None = None
     """Of a network of the registry, as for deep.train; the published one if not given"""
     checkpoint: Path | None = None
     """Weights to start from: a safetensors file, or one by torch.save (read as weights only)"""
     data: str = "digits"
     """digits (embedded), cifar10, cifar100, svhn (3 × 32 × 32); speech-small, speech-commands
-    (1 × 160 × 101); graphs: MUTAG, PTC, PROTEINS, NCI1, IMDB-BINARY, IMDB-MULTI, PTC_MR"""
+    (1 × 160 × 101); tables for an MLP, such as iris, optdigits, letter, mnist; graphs: MUTAG, PTC,
+    PROTEINS, NCI1, IMDB-BINARY, IMDB-MULTI, PTC_MR"""
     data_dir: Path | None = None
     """Folder that holds the published files; without it they are downloaded and verified"""
     objective: Objective = "mixupe-paper"

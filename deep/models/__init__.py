@@ -31,6 +31,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": partial(VGG, 11),
     "vgg13": partial(VGG, 13),
     "mlp": MLP,
+    "mlp-bias-free": partial(MLP, bias=False),
     "gin": GIN,  # for graphs: in_channels is the length of a node's feature vector
     "gin-bias-free": partial(GIN, bias=False),
 }

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Dense layers d → width → width → classes with biases and ReLU between them.
+    """Dense layers d → width → width → classes with ReLU between them.
 
     No normalisation; PyTorch's default initialisation. Inputs of any shape are flattened to
     d = in_channels · height · width numbers; a table of d columns is in_channels = d with
@@ -18,6 +18,7 @@ class MLP(nn.Module):
         in_channels: Channels of the images, or columns of a table.
         image_size: (height, width) of the images.
         width: Units of each of the two hidden layers.
+        bias: Whether the layers have biases. Without them the network is homogeneous: J x = f.
     """
 
     def __init__(
@@ -27,15 +28,16 @@ class MLP(nn.Module):
         in_channels: int = 3,
         image_size: tuple[int, int] = (32, 32),
         width: int = 128,
+        bias: bool = True,
     ):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(in_channels * prod(image_size), width),
+            nn.Linear(in_channels * prod(image_size), width, bias=bias),
             nn.ReLU(),
-            nn.Linear(width, width),
+            nn.Linear(width, width, bias=bias),
             nn.ReLU(),
-            nn.Linear(width, num_classes),
+            nn.Linear(width, num_classes, bias=bias),
         )
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
