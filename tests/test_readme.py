@@ -197,3 +197,30 @@ def test_overviews_are_those_of_the_record(number, path, selection, shown):
         assert "+changes" not in line["environment"]["commit"]
     for name, text in files.items():
         assert (ROOT / path).with_name(name).read_text(encoding="utf-8") == text
+
+
+def test_kinds_of_data_are_compared_as_the_records_say():
+    paths, shown = re.search(r"<!-- kinds: (.+) -->\n((?:\|.*\n)+)", README).groups()
+    assert shown == kinds_table([ROOT / path for path in paths.split()])
+
+
+def kinds_table(paths):
+    """A row a record: what its last check says of q̂."""
+    rows = [
+        "| network | data | epoch | ‖q − q̂‖ / ‖q‖ | normalisation gap | homogeneity gap | "
+        "Pearson(q, q̂) | cos(∇mean\\|q\\|, ∇mean\\|q̂\\|) | q̂ ≈ q |",
+        "| " + " | ".join(["---"] * 9) + " |",
+    ]
+    for path in paths:
+        check = read_reports(path)[-1]
+        assert "+changes" not in check.environment["commit"]
+        claims, settings = check.claims, check.settings
+        width = "" if settings["width"] is None else f", width {settings['width']}"
+        cells = [
+            f"{settings['model']}{width}", settings["data"], f"{check.training['epoch']:.3g}",
+            *(f"{claims[n].value:.2g}" for n in ("q_hat", "normalization", "homogeneity")),
+            f"{check.agreement['value']['pearson']:+.2f}", f"{claims['gradient'].value:+.2f}",
+            claims["q_hat"].verdict,
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
