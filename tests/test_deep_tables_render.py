@@ -8,7 +8,7 @@ import pytest
 
 from deep.tables.compare import cells, gains, measured, ranks, selections
 from deep.tables.published import published
-from deep.tables.render import latex, rendered
+from deep.tables.render import latex, overview, rendered
 from deep.tables.statistics import paired_difference
 
 GOLDEN = Path(__file__).parent / "golden" / "table.md"
@@ -129,3 +129,11 @@ def test_csv_reads_back():
     assert set(pandas.read_csv(StringIO(files["gains.csv"]))["verdict"].dropna()) <= {
         "reproduced", "reproduced, smaller", "not reproduced", "undecided", "none claimed"
     }  # fmt: skip
+
+
+def test_overview_has_a_line_a_row_that_was_run():
+    text = overview(4, LINES, None)
+    assert len(text.splitlines()) == 2 + 2
+    assert "| Iris | 9.06 / 8.14 / 7.29 | 10.00 / 9.50 / 3.75 |" in text
+    partly = overview(4, [line("iris", {"erm": [0.1, 0.2], "mixup": [0.1, 0.1]})], None)
+    assert "15.00 / 10.00 / not run | – | – | – | – |" in partly

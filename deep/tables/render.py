@@ -6,7 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from deep.tables.compare import Ranks, cells, gains, measured, ranks, selections
+from deep.tables.compare import (
+    BASELINES,
+    MIXUPE,
+    Ranks,
+    cells,
+    gains,
+    measured,
+    ranks,
+    selections,
+)
 from deep.tables.published import METHODS, published
 
 
@@ -29,6 +38,7 @@ def rendered(number: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             grids.append((f"What MixupE gains [points]{heading}", gain_grid(gain_frame)))
         if found is not None:
             grids.append((f"Over {found.rows} data sets{heading}", rank_grid(found)))
+        text.append(f"## At a glance{heading}\n\n{overview(number, lines, selection)}")
         text += [f"## {title}\n\n{markdown(grid)}" for title, grid in grids]
         tex += [f"% {title}\n{latex(grid)}" for title, grid in grids]
         cell_frames.append(cell_frame.assign(selection=selection))
@@ -40,6 +50,39 @@ def rendered(number: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "cells.csv": pd.concat(cell_frames).to_csv(index=False),
         "gains.csv": pd.concat(gain_frames).to_csv(index=False),
     }
+
+
+def overview(number: int, lines: Sequence[Mapping[str, Any]], selection: str | None) -> str:
+    """What was run, a Markdown row a row of the table: errors, and what became of the gains.
+
+    Args:
+        number: Of the talk's table.
+        lines: Of the record.
+        selection: One of `deep.tables.compare.selections`.
+    """
+    table, rows = published(number), measured(lines, selection)
+    ours = {
+        (line["row"], line["method"]): _spread(line["ours"], None)
+        for line in _lines(cells(table, rows))
+    }
+    found = {
+        (line["row"], line["baseline"]): line
+        for line in _lines(gains(table, rows))
+        if line["method"] == MIXUPE
+    }
+    methods = list(METHODS.values())
+    head = ["data set", "talk: ERM / Mixup / MixupE", "ours", *(
+        text for name in BASELINES for text in (f"MixupE − {name} [95 %]", "gain claimed")
+    )]  # fmt: skip
+    grid = [head]
+    for name in rows:
+        talk = " / ".join(f"{table.rows[name].errors[method][0]:.2f}" for method in methods)
+        texts = [table.rows[name].label, talk, " / ".join(ours[name, m] for m in methods)]
+        for baseline in BASELINES:
+            line = found.get((name, baseline))
+            texts += ["–", "–"] if line is None else [_starred(line), line["verdict"]]
+        grid.append(texts)
+    return markdown(grid)
 
 
 def _notes(number: int, lines: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -95,15 +138,15 @@ def cell_grid(frame: pd.DataFrame) -> list[list[str]]:
 
 def gain_grid(frame: pd.DataFrame) -> list[list[str]]:
     """`gains` as text, a line a row of the table and comparison."""
-    grid = [["Data set", "comparison", "claimed", "ours [95 %]", "p (Holm)", "the gain claimed is"]]
-    for line in _lines(frame):
-        star = "*" if line["p"] < 0.05 else ""
-        grid.append([
+    head = ["Data set", "comparison", "claimed", "ours [95 %]", "p (Holm)", "the gain claimed is"]
+    return [head] + [
+        [
             line["label"], f"{line['method']} − {line['baseline']}", _number(line["claimed"], "+"),
-            _interval(line) + star, "–" if math.isnan(line["p"]) else f"{line['p']:.2g}",
+            _starred(line), "–" if math.isnan(line["p"]) else f"{line['p']:.2g}",
             line["verdict"] or "–",
-        ])  # fmt: skip
-    return grid
+        ]
+        for line in _lines(frame)
+    ]  # fmt: skip
 
 
 def rank_grid(found: Ranks) -> list[list[str]]:
@@ -146,6 +189,10 @@ def _interval(line: Mapping[str, Any]) -> str:
         return "–"
     ends = "" if math.isnan(line["low"]) else f" [{_number(line['low'])}, {_number(line['high'])}]"
     return _number(line["difference"], "+") + ends
+
+
+def _starred(line: Mapping[str, Any]) -> str:
+    return _interval(line) + ("*" if line["p"] < 0.05 else "")
 
 
 def _spread(mean: float | None, sd: float | None) -> str:
