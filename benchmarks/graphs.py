@@ -16,7 +16,8 @@ from benchmarks._graphs_tutorial import data_list, steps
 from benchmarks.timing import emit, interleaved
 from deep.data.graph_batches import Graphs
 from deep.data.graphs import load_graphs
-from deep.graph_training import GraphTraining, Method, Schedule, initial
+from deep.graph_training import GraphTraining, Schedule, initial
+from deep.stacked import Method
 from deep.tables.graphs import split
 
 SETS = ("MUTAG", "PROTEINS")

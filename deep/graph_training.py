@@ -12,7 +12,7 @@ same for all methods and whatever trains beside it.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -21,16 +21,15 @@ from torch import Tensor
 from deep.data.graph_batches import Graphs
 from deep.mixupe import eta_hat
 from deep.models.gin import DROPOUT, GIN
-from deep.stacked_gin import Neighbourhoods, StackedGIN
+from deep.models.gin_stack import GINStack, Neighbourhoods
+from deep.stacked import TAU, Method, by_run
 from theory.errors import InputError
 from theory.first_order import q_hat
 from theory.losses import as_targets, loss
 from theory.mixing import beta_law, relabelled_law
 
-Method = Literal["erm", "mixup", "mixupe-paper", "mixupe-official-v3", "mixupe-exact"]
 # Tells of each network which of its graphs it misclassifies, in evaluation mode, as it is then.
 Evaluation = Callable[[], list[Tensor]]
-_TAU = 1.0  # of mixupe-official-v3
 _HALVED_EVERY = 50  # epochs
 
 
@@ -109,7 +108,7 @@ class GraphTraining:
         self._classes = int(labels.max()) + 1
         self._targets = as_targets(labels, self._classes, dtype=graphs.dtype)
         networks = [initial(graphs, self._classes, schedule.width, seed) for seed in seeds]
-        self.stack = StackedGIN(networks)
+        self.stack = GINStack(networks)
         self._neighbourhoods = Neighbourhoods(graphs)
         # Two of each network, so that what a method draws does not change its batches.
         self._order, self._noise = (
@@ -181,26 +180,26 @@ class GraphTraining:
         kept = draws.kept.to(z.dtype) / (1 - DROPOUT)
         method = self.schedule.method
         if method == "erm":
-            return _mean(loss, self._logits(z, kept[0]), targets)
+            return by_run(loss, self._logits(z, kept[0]), targets).mean(1)
         network = torch.arange(len(z))[:, None]
         mixed, mixed_targets = (
             draws.lam * rows + (1 - draws.lam) * rows[network, draws.partner]
             for rows in (z, targets)
         )
-        risk = _mean(loss, self._logits(mixed, kept[0]), mixed_targets)
+        risk = by_run(loss, self._logits(mixed, kept[0]), mixed_targets).mean(1)
         if method == "mixup":
             return risk
         logits = self._logits(z, kept[1])
-        if method == "mixupe-paper":
-            penalty = _mean(lambda f, y: q_hat(f, y).abs(), logits, targets)
-        elif method == "mixupe-official-v3":
-            penalty = -_mean(lambda f, y: _below(q_hat(f, y)), logits, targets)
-        else:
+        if method == "mixupe-exact":
             direction = z.mean(1, keepdim=True).detach() - z
             tangents = (self.stack.scores(direction, bias=False) * kept[1]).sum(0)
-            q = ((logits.softmax(-1) - targets) * tangents).sum(-1)
-            penalty = q.abs().mean(1)
-        total = risk + self._strength * penalty
+            penalty = ((logits.softmax(-1) - targets) * tangents).sum(-1).abs()
+        elif method == "mixupe-paper":
+            penalty = by_run(q_hat, logits, targets).abs()
+        else:
+            estimate = by_run(q_hat, logits, targets)
+            penalty = -torch.where(estimate >= TAU, 0.0, estimate)  # a NaN stays
+        total = risk + self._strength * penalty.mean(1)
         return eta_hat(risk, total) * total
 
     def _logits(self, z: Tensor, kept: Tensor) -> Float[Tensor, "networks graphs classes"]:
@@ -232,15 +231,3 @@ def initial(graphs: Graphs, num_classes: int, width: int, seed: int) -> GIN:
         torch.manual_seed(seed)
         network = GIN(num_classes=num_classes, in_channels=graphs.shape[1], width=width)
     return network.to(graphs.dtype)
-
-
-def _mean(
-    of_rows: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
-) -> Float[Tensor, " networks"]:
-    """Each network's mean of a function of its rows."""
-    values = of_rows(logits.flatten(0, 1), targets.flatten(0, 1))
-    return values.unflatten(0, logits.shape[:2]).mean(1)
-
-
-def _below(values: Tensor) -> Tensor:
-    return torch.where(values >= _TAU, 0.0, values)  # a NaN stays

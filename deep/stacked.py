@@ -193,7 +193,7 @@ class _Training:
         given = self.stack.forward(torch.cat(batch, 1), values)
         logits = given[-1].requires_grad_()
         mixed_logits, *others = logits.split(own.shape[1], 1)
-        risk = _by_run(loss, mixed_logits, mixed_targets).mean(1)
+        risk = by_run(loss, mixed_logits, mixed_targets).mean(1)
         if others:
             total = risk + self.strength * self._penalty(targets, *others).mean(1)
             risk = eta_hat(risk, total) * total
@@ -211,7 +211,7 @@ class _Training:
         """|q|, |q̂| or −q̂ below τ, as the run's objective wants it, of each clean example."""
         if tangents is not None:
             return ((logits.softmax(-1) - targets) * tangents).sum(-1).abs()
-        estimate = _by_run(q_hat, logits, targets)
+        estimate = by_run(q_hat, logits, targets)
         below = torch.where(estimate >= TAU, 0.0, estimate)  # a NaN stays
         return torch.where(self.paper, estimate.abs(), -below)
 
@@ -220,7 +220,7 @@ def _rows(table: Float[Tensor, "rows width"], chosen: Int[Tensor, "runs batch"])
     return table.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
 
 
-def _by_run(
+def by_run(
     function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
 ) -> Float[Tensor, "runs rows"]:
     """A function of rows of logits and targets, on those of all runs."""

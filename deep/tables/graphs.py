@@ -33,7 +33,8 @@ from torch import Tensor
 
 from deep.data.examples import in_proportion
 from deep.data.graphs import GRAPH_SETS, load_graphs
-from deep.graph_training import Evaluation, GraphTraining, Method, Schedule
+from deep.graph_training import Evaluation, GraphTraining, Schedule
+from deep.stacked import Method
 from deep.tables.jobs import Job, Progress, TableConfig
 from theory.errors import InputError
 

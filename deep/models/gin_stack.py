@@ -197,7 +197,7 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.detach() for tensor in tensors])
 
 
-class StackedGIN:
+class GINStack:
     """GINs as `deep.models.gin.GIN`, with biases, the parameters of a layer in one tensor.
 
     Args:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from deep.graph_training import GraphTraining, Schedule, initial
 from deep.mixup import Mixing
 from deep.models.gin import GIN
+from deep.models.gin_stack import GINStack
 from deep.objective import build_objective
-from deep.stacked_gin import StackedGIN
 from theory.errors import InputError
 
 METHODS = ("erm", "mixup", "mixupe-paper", "mixupe-official-v3", "mixupe-exact")
@@ -82,7 +82,7 @@ def test_stacked_training_equals_modules_and_adam(dtype, steps, tolerance, metho
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-    expected = StackedGIN(networks)
+    expected = GINStack(networks)
     for mine, theirs in zip(together.stack.parameters, expected.parameters, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
     for layer, other in zip(together.stack.layers, expected.layers, strict=True):
