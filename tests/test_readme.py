@@ -173,7 +173,7 @@ def test_flags_named_in_the_readme_exist():
     known = ""
     commands = (
         ["theory.check_approx"], ["theory.generalization"], ["toy", "bias"], ["deep.train"],
-        ["deep.campaign"], ["deep.robustness"],
+        ["deep.campaign"], ["deep.robustness"], ["deep.grid", "run"], ["deep.table", "4"],
     )  # fmt: skip
     for command in commands:
         known += subprocess.run(
