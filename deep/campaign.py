@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from deep.data import load_examples
+from deep.data.load import load_examples
 from deep.objective import Objective
 from deep.recipes import as_flags
 from deep.run_folder import read_lines, read_object

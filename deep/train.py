@@ -28,9 +28,10 @@ from tqdm import tqdm
 from deep.augment import crop_and_flip
 from deep.batch_norm import synchronize_batch_norm
 from deep.checkpoint import load_weights, save_weights
-from deep.data import Examples, ImageData, load_examples
-from deep.data.examples import in_proportion
+from deep.data.examples import Examples, in_proportion
 from deep.data.graphs import GraphExamples
+from deep.data.images import ImageData
+from deep.data.load import load_examples
 from deep.loop import Augment, Step, Training
 from deep.models import resolve_model
 from deep.objective import build_objective

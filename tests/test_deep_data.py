@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from deep.data import IMAGE_SETS, load_images
+from deep.data.images import IMAGE_SETS, load_images
 from theory.errors import InputError
 
 REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from deep.data import load_examples
 from deep.data.download import MIRROR_VARIABLE, REMOTE_FILES, RemoteFile, fetch
 from deep.data.graphs import load_graphs
 from deep.data.images import load_images
+from deep.data.load import load_examples
 from theory.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

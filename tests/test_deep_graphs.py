@@ -8,8 +8,8 @@ import pytest
 import torch
 from graph_cases import drawn_graphs, neighbours, text_of
 
-from deep.data import DATA_SETS, load_examples
 from deep.data.graphs import GRAPH_SETS, load_graph_examples, load_graphs
+from deep.data.load import DATA_SETS, load_examples
 from theory.errors import InputError
 
 REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from deep.data import load_examples
+from deep.data.load import load_examples
 from deep.data.speech import FOLDS, SPEECH_SETS, load_speech, read_wav, spectrogram
 from deep.models.lenet import LeNet
 from deep.run_folder import read_lines

@@ -16,9 +16,9 @@ import torch
 from scipy.io.arff import loadarff
 
 import deep.data.tabular as tabular
-from deep.data import DATA_SETS, load_examples
 from deep.data.arff import read_arff
 from deep.data.idx import read_idx
+from deep.data.load import DATA_SETS, load_examples
 from deep.data.tabular import TABLES, Table, load_table, load_table_examples, prepare, split
 from theory.errors import InputError
 

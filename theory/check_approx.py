@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deep.checkpoint import load_weights
-from deep.data import load_examples
 from deep.data.examples import in_proportion
 from deep.data.graph_batches import Graphs
 from deep.data.graphs import GraphExamples
+from deep.data.load import load_examples
 from deep.loop import Optimization, Training
 from deep.models import resolve_model
 from deep.models.embedder import Embedder
