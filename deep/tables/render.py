@@ -75,7 +75,7 @@ def overview(number: int, lines: Sequence[Mapping[str, Any]], selection: str | N
         text for name in BASELINES for text in (f"MixupE − {name} [95 %]", "gain claimed")
     )]  # fmt: skip
     grid = [head]
-    for name in rows:
+    for name in (name for name in table.rows if name in rows):
         talk = " / ".join(f"{table.rows[name].errors[method][0]:.2f}" for method in methods)
         texts = [table.rows[name].label, talk, " / ".join(ours[name, m] for m in methods)]
         for baseline in BASELINES:
@@ -202,4 +202,5 @@ def _spread(mean: float | None, sd: float | None) -> str:
 
 
 def _number(value: float, sign: str = "") -> str:
-    return "–" if math.isnan(value) else f"{value:{sign}.2f}".replace("-", "−")
+    rounded = round(value, 2) + 0.0  # no −0.00
+    return "–" if math.isnan(value) else f"{rounded:{sign}.2f}".replace("-", "−")
