@@ -13,7 +13,7 @@ RUN = """
 import sys, nbformat
 from nbclient import NotebookClient
 book = nbformat.read(sys.argv[1], 4)
-NotebookClient(book, timeout=90, resources={"metadata": {"path": sys.argv[3]}}).execute()
+NotebookClient(book, timeout=300, resources={"metadata": {"path": sys.argv[3]}}).execute()
 nbformat.write(book, sys.argv[2])
 """
 

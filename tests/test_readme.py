@@ -11,6 +11,8 @@ import pytest
 
 from deep.campaign import table
 from deep.run_folder import read_lines
+from deep.tables.compare import gains, measured, ranks
+from deep.tables.published import published
 from deep.tables.render import overview, rendered
 from theory import read_reports
 from theory.report import claims_table, orders_table, segments_summary
@@ -224,3 +226,21 @@ def kinds_table(paths):
         ]  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def test_what_is_said_of_table_4_is_what_its_record_says():
+    rows = measured(read_lines(ROOT / "results" / "tables" / "4" / "record.jsonl"), None)
+    frame = gains(published(4), rows)
+    frame = frame[frame["method"] == "mixupe-paper"].set_index(["row", "baseline"])
+    over_mixup, over_erm = (frame.xs(name, level="baseline") for name in ("mixup", "erm"))
+    words = ["ten", "eleven", "twelve", "thirteen", "fourteen"]
+    assert f"Of the {words[len(rows) - 10]} rows" in " ".join(README.split())
+    assert not over_mixup["verdict"].str.startswith("reproduced").any()
+    assert (over_mixup["difference"].abs() < 0.25).all()
+    assert ((over_mixup["low"] <= 0) & (over_mixup["high"] >= 0)).all()
+    reproduced = over_erm["verdict"].str.startswith("reproduced")
+    assert list(over_erm.index[reproduced]) == ["mfeat-zernike"]
+    erm, mixup = rows["mfeat-zernike"].of("erm", "mixup")
+    assert erm.mean() - mixup.mean() > 0.9 * -over_erm.loc["mfeat-zernike", "difference"]
+    assert over_erm.loc["balance-scale", "difference"] > 5
+    assert min(ranks(rows).pairs.values()) > 0.05
