@@ -96,7 +96,7 @@ def submit(folder: Path, cells: Sequence[Cell], options: Slurm) -> str:
         import submitit
         from submitit.core.utils import FailedJobError
     except ImportError as error:
-        raise InputError("--slurm needs submitit: pip install 'mixup-theory[slurm]'") from error
+        raise InputError("--slurm needs submitit: pip install submitit") from error
     try:
         executor = submitit.SlurmExecutor(
             folder=folder.resolve() / "slurm", max_num_timeout=options.slurm_turns
