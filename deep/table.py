@@ -1,10 +1,10 @@
 """Command: reruns one of the talk's tables on real data and sets it beside what was published.
 
 `python -m deep.table 4` says how many networks are to be trained (with --plan about how long that
-takes, and no more), trains them job after job, and writes record.jsonl (a line a finished job: settings, data with
-SHA-256, results, versions) and the tables drawn from it: table.md, table.tex, cells.csv, gains.csv.
-Called again, it goes on after the last finished job, also after a kill; several calls may work on
-different --rows in one folder at the same time.
+takes, and no more), trains them job after job, and writes record.jsonl (a line a finished job:
+settings, data with SHA-256, results, versions) and the tables drawn from it: table.md, table.tex,
+cells.csv, gains.csv. Called again, it goes on after the last finished job, also after a kill;
+several calls may work on different --rows in one folder at the same time.
 """
 
 import fcntl
