@@ -29,6 +29,7 @@ from theory.record import (
     check_writable,
     command_line,
     environment,
+    recorded,
     write_json,
 )
 from theory.report import align
@@ -102,6 +103,12 @@ def plan(config: Config) -> dict[str, Any]:
             raise InputError(
                 f"{config.folder} holds another campaign ({'; '.join(changed)}): name another --out"
             )
+        numbers = [old.get(name) for name in ("epochs", "jobs", "threads")]
+        times = old.get("seconds", {})
+        if not all(type(number) is int and number > 0 for number in numbers) or not (
+            isinstance(times, dict) and all(type(s) in (int, float) for s in times.values())
+        ):
+            raise InputError(f"{path} is no whole plan: restore it, or name another --out")
         return old
     check_writable(config.folder)
     threads = shared_threads(config.jobs, config.threads)
@@ -250,7 +257,8 @@ def run(config: Config) -> int:
         )  # fmt: skip
     finished = read_lines(config.folder / RUNS)
     if finished:
-        print(f"\n{table(finished)}\n")
+        with recorded(config.folder / RUNS):
+            print(f"\n{table(finished)}\n")
     done = sum(outcome == "done" for outcome in state.values())
     print(f"{done} of {count} runs are done: {config.folder / RUNS}")
     failed = [name for name, outcome in state.items() if outcome.startswith("failed")]

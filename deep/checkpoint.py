@@ -1,6 +1,9 @@
 """Weights of a model to and from a file, without ever running what the file says."""
 
+import io
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from theory.errors import InputError
-from theory.record import write_atomically
+from theory.record import check_regular, reason, write_atomically
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -72,22 +75,41 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _read(path: Path) -> object:
     """What the file holds, on the CPU; its first bytes, not its name, tell the format."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             head = file.read(9)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist: check the path") from error
-    except OSError as error:
-        raise InputError(f"cannot read checkpoint {path}: {error.strerror}") from error
-    damaged = f"checkpoint {path} is truncated or corrupt, or no checkpoint: copy it again"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise InputError(f"cannot read checkpoint {path}: {reason(error)}") from error
     if head[8:] == b"{":  # safetensors: the header's length in eight bytes, then the header
         try:
             return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise InputError(damaged) from error
+        except Exception as error:
+            # Besides its own exception, whatever torch makes of a type or shape in the header.
+            raise _damaged(path) from error
     if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle from before torch 1.6
-        raise InputError(damaged)
+        raise _damaged(path)
+    return load_tensors(path)
+
+
+def load_tensors(path: Path) -> object:
+    """What `torch.save` wrote, on the CPU: tensors, numbers, strings and containers of them.
+
+    Nothing else is made of what the file says, and nothing in it is run.
+
+    Raises:
+        InputError: If the file is damaged or holds anything else.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # From memory: torch takes a file on disk for a tar, too, and would unpack it to the disk;
+        # and it asks a file for as many bytes as a text in it claims to have.
+        content = io.BytesIO(path.read_bytes())
+        if content.getbuffer()[:2] == b"PK":
+            _check_members(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a protocol of pickle that is not torch's own
+            return torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"checkpoint {path} is damaged or holds Python objects other than tensors, which could "
@@ -95,7 +117,22 @@ def _read(path: Path) -> object:
         ) from error
     except Exception as error:
         # A damaged file can break the parser anywhere, and it promises no type of exception.
-        raise InputError(damaged) from error
+        raise _damaged(path) from error
+
+
+def _check_members(content: io.BytesIO) -> None:
+    """Raises ValueError if the archive claims to hold more than it has bytes.
+
+    torch.save stores its members as they are; torch.load would unpack those that are not.
+    """
+    with zipfile.ZipFile(content) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(content.getbuffer()):
+            raise ValueError("its members are larger than the file")
+    content.seek(0)
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"checkpoint {path} is truncated or corrupt, or no checkpoint: copy it again")
 
 
 def _state_dict(content: object, path: Path) -> Mapping[str, Tensor]:

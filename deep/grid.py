@@ -18,8 +18,9 @@ another machine and go on there.
 import hashlib
 import itertools
 import json
+import math
+import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from deep.recipes import Recipe, as_flags
+from deep.recipes import Recipe, as_flags, read_toml
 from deep.run_folder import CHECKPOINTS, RESULT, is_locked, read_object
 from deep.runner import (
     FAILURE,
@@ -48,6 +49,8 @@ from theory.report import align
 
 PROG = "python -m deep.grid"
 MANIFEST = "grid.json"
+_MOST_CELLS = 10_000
+_LONGEST_NAME = 200  # bytes of a folder's name before its hash; file systems take 255 in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +120,7 @@ def read_sweep(path: Path) -> dict[Cell, dict[str, Any]]:
         InputError: If the file cannot be read or is no sweep, a row's recipe or key is unknown, a
             value is out of range, or two cells are the same.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read sweep {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"sweep {path} is no TOML ({error}): mend it") from error
+    content = read_toml(path, "sweep")
     seeds, grid, rows = content.pop("seeds", [0]), content.pop("grid", {}), content.pop("rows", {})
     tables = isinstance(grid, dict) and isinstance(rows, dict)
     if content or not tables or not all(isinstance(row, dict) for row in rows.values()):
@@ -133,6 +131,9 @@ def read_sweep(path: Path) -> dict[Cell, dict[str, Any]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"sweep {path}: {key} in [grid] is no list of values: make it one")
+    count = math.prod(map(len, (seeds, rows, *grid.values())))
+    if count > _MOST_CELLS:
+        raise InputError(f"sweep {path} has {count} cells, more than {_MOST_CELLS}: split it")
     cells: dict[Cell, dict[str, Any]] = {}
     choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for seed, (name, row), choice in itertools.product(seeds, rows.items(), choices):
@@ -151,9 +152,9 @@ def _cell(name: str, values: Mapping[str, Any], path: Path) -> tuple[Cell, dict[
     unknown = [key for key in values if key not in Recipe.__dataclass_fields__]
     if unknown:
         raise InputError(f"sweep {path}: {name} has unknown keys {', '.join(unknown)}: see --help")
-    flags = as_flags(values)
-    default = None if recipe is None else config_of_recipe(str(recipe))
     try:
+        default = None if recipe is None else config_of_recipe(str(recipe))
+        flags = as_flags(values)
         config = parse_flags(TrainConfig, flags, prog="python -m deep.train", default=default)
         config.check()
     except InputError as error:
@@ -162,6 +163,8 @@ def _cell(name: str, values: Mapping[str, Any], path: Path) -> tuple[Cell, dict[
     decisive = {k: v for k, v in settings.items() if k not in ("recipe", "data_dir")}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     given = [] if recipe is None else ["--recipe", str(recipe)]
+    # Rows' names and values may hold slashes; the folder stays below the grid's all the same.
+    name = re.sub(r"[^\w.=+-]", "_", name).encode()[:_LONGEST_NAME].decode(errors="ignore")
     return Cell(f"{name}-{digest[:8]}", (*given, *flags)), decisive
 
 
@@ -187,7 +190,7 @@ def states(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
         elif cell.name in waiting:
             found[cell.name] = "queued"
         elif (own / FAILURE).exists():
-            found[cell.name] = str(read_object(own / FAILURE)["outcome"])
+            found[cell.name] = str(read_object(own / FAILURE).get("outcome", "failed"))
         else:
             begun = (own / CHECKPOINTS).exists()
             found[cell.name] = "stopped" if begun else "waiting"

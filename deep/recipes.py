@@ -14,6 +14,7 @@ from deep.mixupe import Statistics
 from deep.objective import Objective
 from theory.errors import InputError
 from theory.losses import Head
+from theory.record import read_text
 
 BUILT_IN = Path(__file__).with_name("recipes.toml")
 
@@ -103,9 +104,9 @@ def recipe_settings(name: str) -> dict[str, Any]:
     Raises:
         InputError: Unknown name or key, a file that cannot be read or is no TOML, circular bases.
     """
-    built_in = _read(BUILT_IN)
+    built_in = read_toml(BUILT_IN, "recipe")
     if name.endswith(".toml"):
-        settings = _read(Path(name))
+        settings = read_toml(Path(name), "recipe")
     elif name in built_in:
         settings = dict(built_in[name])
     else:
@@ -118,7 +119,7 @@ def recipe_settings(name: str) -> dict[str, Any]:
     seen = [name]
     while "base" in settings:
         base = settings.pop("base")
-        if base in seen or base not in built_in:
+        if base in seen or base not in list(built_in):
             fault = "leads back to itself" if base in seen else "is no built-in recipe"
             raise InputError(f"recipe {name}: base {base!r} {fault}")
         seen.append(base)
@@ -133,10 +134,21 @@ def recipe_settings(name: str) -> dict[str, Any]:
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """The settings as a user would type them, so that the command line's parser checks them."""
+    """The settings as a user would type them, so that the command line's parser checks them.
+
+    Raises:
+        InputError: If a value is a table or list of such, or a text that would be no value there.
+    """
     flags: list[str] = []
     for key, value in settings.items():
         flag = key.replace("_", "-")
+        for item in value if isinstance(value, list) else [value]:
+            text = isinstance(item, str)
+            if isinstance(item, list | dict) or (
+                text and (item.startswith("--") or not item.isprintable())
+            ):
+                told = repr(item) if text else f"a {type(item).__name__}"
+                raise InputError(f"{key} cannot be {told}: give it a number, word or true or false")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -146,10 +158,18 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Args:
+        path: The file.
+        what: What an error calls it.
+
+    Raises:
+        InputError: If it cannot be read or is no TOML.
+    """
+    text = read_text(path, f"{what} ", "name a .toml file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} is no TOML ({error}): mend it") from error
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits, too
+        raise InputError(f"{what} {path} is no TOML ({error}): mend it") from error

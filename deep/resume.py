@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from deep.checkpoint import load_weights, save_weights
+from deep.checkpoint import load_tensors, load_weights, save_weights
 from theory.errors import InputError
+from theory.record import check_regular, read_text, reason
 
 WEIGHTS, STATE, SUMS = "weights.safetensors", "state.pt", "SHA256SUMS"
 
@@ -62,12 +62,11 @@ class Checkpoints:
             partial.rename(target)
         except (OSError, InputError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             older = self.steps()
             kept = f"the one of step {older[-1]} is kept" if older else "there is none yet"
             raise InputError(
-                f"cannot write the checkpoint of step {step} to {self.folder} ({reason}; {kept}): "
-                "free space there and resume"
+                f"cannot write the checkpoint of step {step} to {self.folder} ({reason(error)}; "
+                f"{kept}): free space there and resume"
             ) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
@@ -116,20 +115,25 @@ class Checkpoints:
 def _sums(path: Path) -> str:
     """Both files' SHA-256, as `sha256sum` prints and checks them."""
     files = (WEIGHTS, STATE)
-    sums = [hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files]
+    sums = []
+    for name in files:
+        try:
+            check_regular(path / name)
+            with (path / name).open("rb") as file:
+                sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(f"{path / name} cannot be read ({reason(error)})") from error
     return "".join(f"{digest}  {name}\n" for digest, name in zip(sums, files, strict=True))
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     """The state of one checkpoint, once both files are known to be what was saved."""
-    try:
-        if (path / SUMS).read_text() != _sums(path):
-            raise InputError(f"{path} is truncated or damaged")
-        return torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path / STATE} holds more than tensors and numbers") from error
+    if read_text(path / SUMS, "", "take another checkpoint") != _sums(path):
+        raise InputError(f"{path} is truncated or damaged")
+    state = load_tensors(path / STATE)
+    if not isinstance(state, dict):
+        raise InputError(f"{path / STATE} holds no state of a run")
+    return state
 
 
 def _to_disk(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from theory.errors import InputError
-from theory.record import check_writable, json_line, write_json
+from theory.record import check_writable, json_line, parse_json, read_text, write_json
 
 RECIPE, LOG, CHECKS, RESULT, WEIGHTS = (
     "recipe.json", "log.jsonl", "checks.jsonl", "result.json", "weights.safetensors",
@@ -30,6 +30,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 # What a resumed run cannot change even by force: the saved state would not fit.
 _FIXED = ("model", "width", "data", "optimizer")
 _NAMES = ("recipe", "data_dir")  # where settings and data come from, no settings
+_REMEDY = "name a folder or record"
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
@@ -98,13 +99,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether a process trains in the folder now."""
-    if not (folder / LOCK).exists():
-        return False
     try:
-        with locked(folder):
-            return False
-    except InputError:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:  # there is none
+        return False
+    return False
 
 
 def _trained(folder: Path) -> bool:
@@ -169,7 +171,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read or holds something else.
     """
-    return _object(path, _text(path))
+    return _object(path, read_text(path, "", _REMEDY))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -178,21 +180,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: If it cannot be read or holds something else.
     """
-    return [_object(path, line) for line in _text(path).split("\n")[:-1]]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error}): name a folder or record") from error
+    lines = read_text(path, "", _REMEDY).split("\n")
+    return [_object(path, line) for line in lines[:-1]]
 
 
 def _object(path: Path, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): is it damaged, or no record?") from error
+    content = parse_json(text, path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no record or settings: name what this toolkit wrote")
     return content

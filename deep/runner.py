@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deep.run_folder import CHECKS, LOG, RESULT, STOPPING, read_lines, read_object
-from theory.record import json_line, write_atomically, write_json
+from theory.record import json_line, recorded, write_atomically, write_json
 
 RUNS = "runs.jsonl"
 OUTPUT, FAILURE = "output.txt", "failure.json"
@@ -159,7 +159,8 @@ def gather(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
     known: dict[str, dict[str, Any]] = {}
     if (folder / RUNS).exists():
-        known = {_name(line): line for line in read_lines(folder / RUNS)}
+        with recorded(folder / RUNS):
+            known = {_name(line): line for line in read_lines(folder / RUNS)}
     found = {}
     for name in names:
         path = folder / name
@@ -167,7 +168,8 @@ def gather(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
             found[name] = known[name]
         elif (path / RESULT).exists():
             result = read_object(path / RESULT)
-            recipe = result.pop("recipe")
+            with recorded(path / RESULT):
+                recipe = result.pop("recipe")
             log, checks = read_lines(path / LOG), read_lines(path / CHECKS)
             line = {"name": name, "recipe": recipe, "result": result, "log": log, "checks": checks}
             found[name] = _rounded(line)

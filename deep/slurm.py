@@ -126,7 +126,7 @@ def submit(folder: Path, cells: Sequence[Cell], options: Slurm) -> str:
 def queued(folder: Path, cells: Sequence[Cell]) -> set[str]:
     """Names of the cells whose jobs SLURM has in its queue, waiting or running."""
     jobs = {
-        read_object(folder / cell.name / JOB)["job"]: cell.name
+        str(read_object(folder / cell.name / JOB).get("job")): cell.name
         for cell in cells
         if (folder / cell.name / JOB).exists()
     }

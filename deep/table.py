@@ -37,6 +37,7 @@ from theory.record import (
     command_line,
     environment,
     json_line,
+    recorded,
     write_atomically,
 )
 
@@ -69,10 +70,13 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = {line.get("job"): line for line in reversed(read_lines(path))}
-    if None in lines:
+    jobs = read_lines(path)
+    if not all(
+        isinstance(line.get("job"), str) and isinstance(line.get("settings", {}), dict)
+        for line in jobs
+    ):
         raise InputError(f"{path} is no record of a table: name another --out")
-    return list(reversed(lines.values()))
+    return list(reversed({line["job"]: line for line in reversed(jobs)}.values()))
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -150,7 +154,7 @@ def waiting(record: Sequence[Mapping[str, Any]], jobs: Sequence[Job], folder: Pa
     Raises:
         InputError: If it holds one of them with other settings.
     """
-    known = {line["job"]: line["settings"] for line in record}
+    known = {line["job"]: line.get("settings", {}) for line in record}
     for job in jobs:
         settings = json.loads(json_line(job.settings))  # as the record holds them
         old = known.get(job.name, settings)
@@ -208,7 +212,9 @@ def run(config: TableConfig) -> int:
     faults = carry_out(config, left, path)
     record = read_record(path)
     if record:
-        for name, content in rendered(config.number, record).items():
+        with recorded(path):
+            files = rendered(config.number, record)
+        for name, content in files.items():
             write_atomically(folder / name, partial(Path.write_text, data=content))
         print(f"{len(record)} jobs are recorded in {path}, drawn in {folder / 'table.md'}")
     for name, fault in faults.items():

@@ -55,7 +55,7 @@ from theory.command import parse_flags, run_command
 from theory.errors import InputError
 from theory.losses import as_targets
 from theory.network import count_logits
-from theory.record import command_line, environment, write_json
+from theory.record import command_line, environment, recorded, write_json
 
 PROG = "python -m deep.train"
 
@@ -161,8 +161,9 @@ def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) ->
     if config.resume:
         state = checkpoints.load(model, warn=_warn if first else lambda _: None)
         if state is not None:
-            training.load_state_dict(state["training"])
-            watch.load_state_dict(state["watch"])
+            with recorded(checkpoints.folder):
+                training.load_state_dict(state["training"])
+                watch.load_state_dict(state["watch"])
     if first:
         watch.open()
 
@@ -402,8 +403,9 @@ def config_of_recipe(name: str) -> Config:
     Raises:
         InputError: As `deep.recipes.recipe_settings`, or if a value does not fit its flag.
     """
-    flags = as_flags(recipe_settings(name))
+    settings = recipe_settings(name)
     try:
+        flags = as_flags(settings)
         return parse_flags(Config, ["--recipe", name, *flags], prog=PROG)
     except InputError as error:
         raise InputError(f"recipe {name}: {error}") from error

@@ -10,6 +10,7 @@ import tyro
 from figures import check_approx, deformations, losses, tables, training
 from figures.runs import read_runs
 from theory.command import run_command
+from theory.record import recorded
 from theory.report import read_reports
 
 PROG = "python -m figures"
@@ -38,20 +39,25 @@ def run(config: Config) -> int:
         if (path / name).exists():
             path /= name
     folder = config.out or (path if path.is_dir() else path.parent)
-    if path.name == tables.RECORD:
-        paths = tables.save(folder, tables.read(path))
-    elif path.is_dir() or path.suffix == ".jsonl":
-        paths = losses.save(folder, losses.read(path))
-        if any(run["checks"] for run in read_runs(path)):
-            paths += training.save(folder, training.read(path))
-    elif path.name == "robustness.json":
-        paths = deformations.save(folder, deformations.read(path))
-    else:
-        names = ["overview"] if config.overview else None
-        paths = check_approx.save(folder, read_reports(path), names)
+    with recorded(path):
+        paths = _drawn(path, folder, config.overview)
     for drawn in paths:
         print(drawn)
     return 0
+
+
+def _drawn(path: Path, folder: Path, overview: bool) -> list[Path]:
+    """Draws whatever kind of record it is."""
+    if path.name == tables.RECORD:
+        return tables.save(folder, tables.read(path))
+    if path.is_dir() or path.suffix == ".jsonl":
+        paths = losses.save(folder, losses.read(path))
+        if any(run["checks"] for run in read_runs(path)):
+            paths += training.save(folder, training.read(path))
+        return paths
+    if path.name == "robustness.json":
+        return deformations.save(folder, deformations.read(path))
+    return check_approx.save(folder, read_reports(path), ["overview"] if overview else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

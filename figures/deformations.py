@@ -4,7 +4,6 @@ Above, accuracy on each test set, the objectives side by side; below, where the 
 accuracy against angle and zoom.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from figures.style import COLORS, style
 from theory.errors import InputError
-from theory.record import write_atomically
+from theory.record import parse_json, read_text, write_atomically
 
 _CURVES = {"rotation": "angle of rotation, ±   [°]", "shear": "angle of shear, ±   [°]",
            "zoom": "zoom z   (z < 1 enlarges)"}  # fmt: skip
@@ -115,13 +114,17 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file cannot be read or is no such record.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}): name a robustness.json") from error
+    record = parse_json(read_text(path, "", "name a robustness.json"), path)
     parts = {"groups", "runs", "published", "data", "samples"}
     groups = record.get("groups") if isinstance(record, dict) and parts <= record.keys() else None
-    if not groups or not all({"label", "seeds", "measures"} <= group.keys() for group in groups):
+    if (
+        not groups
+        or not isinstance(groups, list)
+        or not all(
+            isinstance(group, dict) and {"label", "seeds", "measures"} <= group.keys()
+            for group in groups
+        )
+    ):
         raise InputError(f"{path} is no record of deep.robustness: name one")
     return record
 

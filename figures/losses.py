@@ -18,7 +18,7 @@ from figures.runs import name_of, number, read_runs
 from figures.style import COLORS, style
 from figures.training import MARKERS, scale_axis
 from theory.errors import InputError
-from theory.record import write_atomically
+from theory.record import recorded, write_atomically
 
 PANELS = (
     ("train_loss", "Clean training loss", "loss   [nats]", 1),
@@ -36,16 +36,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: If no run has finished an epoch.
     """
-    rows = [
-        {
-            "network": name_of(run),
-            "objective": run["recipe"]["objective"],
-            "seed": run["recipe"]["seed"],
-            **line,
-        }
-        for run in read_runs(path)
-        for line in run["log"]
-    ]
+    with recorded(path):
+        rows = [
+            {
+                "network": name_of(run),
+                "objective": run["recipe"]["objective"],
+                "seed": run["recipe"]["seed"],
+                **line,
+            }
+            for run in read_runs(path)
+            for line in run["log"]
+        ]
     if not rows:
         raise InputError(f"{path} holds no epoch that has ended: wait, or name another")
     return rows

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from figures.runs import name_of, number, read_runs
 from figures.style import COLORS, style
 from theory.errors import InputError
-from theory.record import write_atomically
+from theory.record import recorded, write_atomically
 
 Row = dict[str, Any]
 
@@ -63,16 +63,17 @@ def read(path: Path) -> list[Row]:
             together: several networks or data sets, or two runs of one objective and seed.
     """
     runs = read_runs(path)
-    rows = [
-        {
-            "network": name_of(run),
-            "objective": run["recipe"]["objective"],
-            "seed": run["recipe"]["seed"],
-            **check,
-        }
-        for run in runs
-        for check in run["checks"]
-    ]
+    with recorded(path):
+        rows = [
+            {
+                "network": name_of(run),
+                "objective": run["recipe"]["objective"],
+                "seed": run["recipe"]["seed"],
+                **check,
+            }
+            for run in runs
+            for check in run["checks"]
+        ]
     if not rows:
         raise InputError(f"{path} holds no checks: train with --check-every 1")
     networks = sorted({row["network"] for row in rows})

@@ -332,7 +332,7 @@ def spoil(folder, what):
         ("no labels", "cifar10_labels.json is missing"),
         ("few labels", "41999 labels"),
         ("wrong labels", "whole numbers 0 to 9"),
-        ("cut labels", "cifar10_labels.json cannot be read"),
+        ("cut labels", "cifar10_labels.json is no JSON"),
         ("labels by name", "whole numbers 0 to 9"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_state_that_could_run_code_is_not_loaded(tmp_path):
     warned = []
     with pytest.raises(InputError, match="none of the 1 checkpoints"):
         Checkpoints(tmp_path / "c").load(network(1), warned.append)
-    assert "holds more than tensors and numbers" in warned[0]
+    assert "holds Python objects other than tensors" in warned[0]
     assert not (tmp_path / "ran").exists()
 
 

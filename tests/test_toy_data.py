@@ -64,7 +64,7 @@ def test_a_csv_file_is_read_and_its_faults_are_named(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=fault):
             load(str(path))
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         load(str(tmp_path / "missing.csv"))
 
 

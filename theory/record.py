@@ -1,14 +1,17 @@
-"""What every record of a run carries, and how it is written: whole, or not at all."""
+"""What every record of a run carries, how it is written (whole, or not at all) and read back."""
 
+import errno
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,18 +78,20 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any])
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     except OSError as error:
         raise InputError(
-            f"cannot write {path} ({error.strerror}): name a folder you may write to"
+            f"cannot write {path} ({reason(error)}): name a folder you may write to"
         ) from error
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # some disks say only now that they are full
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's private mode is not what a result wants
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): free or name another") from error
+        raise InputError(f"cannot write {path} ({reason(error)}): free or name another") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -102,7 +107,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
-            f"cannot write to {folder} ({error.strerror}): name a folder you may write to"
+            f"cannot write to {folder} ({reason(error)}): name a folder you may write to"
         ) from error
 
 
@@ -130,3 +135,91 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in the system's words where it is the system's."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises OSError for a folder or pipe in a file's place: one would wait for a pipe forever."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_text(path: str | os.PathLike[str], what: str, remedy: str) -> str:
+    """The text of a file that anyone may have written.
+
+    Args:
+        path: The file.
+        what: What an error calls it before its name, "recipe " say.
+        remedy: What an error asks for.
+
+    Raises:
+        InputError: If it is missing, no regular file, or no UTF-8.
+    """
+    try:
+        check_regular(path)
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name, too
+        raise InputError(f"cannot read {what}{path} ({reason(error)}): {remedy}") from error
+
+
+def parse_json(text: str | bytes, path: str | os.PathLike[str]) -> Any:
+    """What standard JSON says: without NaN, infinity and numbers or characters beyond a computer's.
+
+    Args:
+        text: As read from the file.
+        path: The file, for an error.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    try:
+        content = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, parse_int=_machine_integer
+        )
+        if re.search(r"\\u[dD][89a-fA-F]", str(text)):  # a half of a pair alone cannot be written
+            json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON ({error}): is it damaged, or no record?") from error
+    return content
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} stands where null or text should")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _machine_integer(text: str) -> int:
+    value = int(text)
+    return value if abs(value) < 2**64 else int(_no_number(text))
+
+
+@contextmanager
+def recorded(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what work on a record of another shape raises into one line that names the file.
+
+    For code that takes a record apart as the toolkit writes it. What someone changed in it shows
+    where the missing or other part is used; --debug shows the place.
+
+    Raises:
+        InputError: In the place of it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        *(LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError),
+    ) as error:
+        raise InputError(
+            f"{path} is no record that fits here, or damaged ({type(error).__name__}: {error}): "
+            "name what this toolkit wrote"
+        ) from error

@@ -1,13 +1,11 @@
 """The report of a check: claims with verdicts, and every number behind them, to and from JSON."""
 
-import json
 import math
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +13,7 @@ import pandas as pd
 
 from theory import html
 from theory.errors import InputError
-from theory.record import environment, write_json
+from theory.record import environment, parse_json, read_text, recorded, write_json
 
 SCHEMA_VERSION = 1
 Verdict = Literal["HOLDS", "FAILS", "NOT MEASURED"]
@@ -129,7 +127,15 @@ class Report:
         write_reports(path, [self])
 
 
-_FRAMES = ("samples", "agreement", "attribution", "corrections", "alignment")
+# Columns of each table that are numbers; those of the first two are always there.
+_NUMBERS = {
+    "samples": ("loss", "q", "q_hat", "normalization_gap", "homogeneity_gap"),
+    "agreement": ("value", "low", "high"),
+    "attribution": ("mean", "mean_abs"),
+    "corrections": ("forwards", "penalty_forwards", "relative_error", "pearson"),
+    "alignment": (),
+}
+_FRAMES = tuple(_NUMBERS)
 
 
 def write_reports(
@@ -176,41 +182,50 @@ def read_reports(path: str | os.PathLike[str]) -> list[Report]:
     Raises:
         InputError: If the file is missing, no such report, or of another schema version.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = content["schema_version"]
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): name a report.json") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no report: name a report.json") from error
-    if version != SCHEMA_VERSION:
+    content = parse_json(read_text(path, "", "name a report.json"), path)
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise InputError(f"{path} is no report: name a report.json")
+    if (version := content["schema_version"]) != SCHEMA_VERSION:
         raise InputError(
             f"{path} has report schema {version}, this version reads {SCHEMA_VERSION}: measure anew"
         )
-    reports = []
-    for check in content["checks"]:
-        frames = {name: pd.DataFrame(check.get(name, {})) for name in _FRAMES}
-        frames["agreement"] = frames["agreement"].set_index("statistic")
-        claims = {}
-        for name, entry in check["claims"].items():
-            entry.pop("verdict")
-            numbers = ("value", "threshold", "low", "high")
-            entry |= {k: math.nan if entry[k] is None else float(entry[k]) for k in numbers}
-            claims[name] = Claim(**entry)
-        reports.append(
-            Report(
-                claims=claims,
-                **{name: frame.infer_objects().fillna(math.nan) for name, frame in frames.items()},
-                regularizer=check["regularizer"],
-                orders=check.get("orders", {}),
-                segments=check.get("segments", {}),
-                self_check=check["self_check"],
-                settings=check["settings"],
-                training=check["training"],
-                environment=content["environment"],
-            )
-        )
+    with recorded(path):
+        reports = [_report(check, content["environment"]) for check in content["checks"]]
+        if not reports:
+            raise ValueError("there is no check in it")
     return reports
+
+
+def _report(check: Mapping[str, Any], environment: dict[str, Any]) -> Report:
+    """A report from its part of the file; raises whatever its having another shape leads to."""
+    frames: dict[str, Any] = {name: pd.DataFrame(check.get(name, {})) for name in _FRAMES}
+    frames["agreement"] = frames["agreement"].set_index("statistic")
+    for name, columns in _NUMBERS.items():
+        frame = frames[name] = frames[name].infer_objects().fillna(math.nan)
+        for column in columns if len(frame) or name in ("samples", "agreement") else ():
+            frame[column] = pd.to_numeric(frame[column])
+    parts = {k: check[k] for k in ("regularizer", "self_check", "settings", "training")}
+    parts |= {name: check.get(name, {}) for name in ("orders", "segments")}
+    parts["environment"] = environment
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise TypeError(f"{name} is {type(part).__name__}")
+    return Report(
+        claims={name: _claim(entry) for name, entry in check["claims"].items()}, **frames, **parts
+    )
+
+
+def _claim(entry: Mapping[str, Any]) -> Claim:
+    numbers = ("value", "threshold", "low", "high")
+    texts = ("name", "statement", "measure", "comparison", "note")
+    for name in texts:
+        if not isinstance(entry[name], str):
+            raise TypeError(f"a claim's {name} is {type(entry[name]).__name__}")
+    if entry["comparison"] not in ("<=", ">="):
+        raise ValueError(f"a claim compares by {entry['comparison']}")
+    values: dict[str, Any] = {name: entry[name] for name in texts}
+    values |= {k: math.nan if entry[k] is None else float(entry[k]) for k in numbers}
+    return Claim(**values)
 
 
 def claims_table(reports: Sequence[Report]) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from sklearn import datasets
 
 from theory.errors import InputError
+from theory.record import read_text
 
 NAMES = ("skewed", "soudry", "clouds", "moons", "rings", "digits", "cancer")
 
@@ -166,12 +167,8 @@ def soudry(rng: np.random.Generator, skewed: bool = False, others: int = 12) -> 
 
 def _read_csv(path: Path) -> ToyData:
     """A comma-separated file without header: features, then the label (0/1 or −1/+1)."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be read ({fault.strerror}); name a .csv file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is no UTF-8 text; save it as comma-separated text") from None
+    text = read_text(path, "", "name a .csv file, comma-separated text in UTF-8")
+    lines = [row for line in text.splitlines() if (row := line.partition("#")[0].strip())]
     if not lines:
         raise InputError(f"{path}: the file is empty; write one point a line, its label last")
     try:

@@ -15,7 +15,11 @@ import pandas as pd
 
 from deep.data.files import reading
 
-_ATTRIBUTE = re.compile(r"""@attribute\s+('[^']*'|"[^"]*"|[^\s{]+)\s*(\{.*\}|\S+)\s*$""", re.I)
+# Possessive, or a long word would be tried in all its divisions into name and type.
+_ATTRIBUTE = re.compile(
+    r"""@attribute\s++('[^']*+'|"[^"]*+"|[^\s{]++)\s*+(\{.*\}|\S++)\s*+$""", re.I
+)
+_MOST_CATEGORIES = 1000  # of a file in all; each is to become an input of a network
 _NUMERIC = ("numeric", "real", "integer")
 _MISSING = "?"
 
@@ -62,6 +66,8 @@ def _header(lines: Lines) -> dict[str, tuple[str, ...] | None]:
             raise ValueError(f"line {number} declares {name} once more")
         if kind.startswith("{"):
             attributes[name] = tuple(_values(kind[1:-1]))
+            if sum(map(len, filter(None, attributes.values()))) > _MOST_CATEGORIES:
+                raise ValueError(f"there are more than {_MOST_CATEGORIES} categories")
         elif kind.lower() in _NUMERIC:
             attributes[name] = None
         else:
@@ -90,7 +96,10 @@ def _column(name: str, categories: tuple[str, ...] | None, values: np.ndarray) -
     present = values != _MISSING
     values = np.where(present, values, np.nan)
     if categories is None:
-        return pd.Series(values.astype(np.float64))
+        numbers = values.astype(np.float64)
+        if np.isinf(numbers).any():
+            raise ValueError(f"{name} has an infinite value")
+        return pd.Series(numbers)
     unknown = set(values[present]) - set(categories)
     if unknown:
         raise ValueError(f"{name} has the value {min(unknown)}, which is not declared")

@@ -4,6 +4,7 @@ Nothing is unpacked to disk.
 """
 
 import io
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from jaxtyping import Int64
 from deep.data.files import reading
 from theory.errors import InputError
 
-_MOST_BYTES = 2**26  # of one file in a zip, unpacked; the largest of the seven sets has 5 MB
+_MOST_BYTES = 2**24  # of one file in a zip, unpacked; the largest of the seven sets has 5 MB
 _TU_TABLES = ("A", "graph_indicator", "graph_labels", "node_labels")
 Table = Int64[np.ndarray, "rows columns"]
 
@@ -160,7 +161,13 @@ def _read_tu_folder(edges: Path) -> GraphFile:
 def _table(content: bytes, name: str) -> Table:
     """Rows of one number, or of two with a comma between (of edges)."""
     columns = 2 if name.endswith("_A.txt") else 1
-    rows = np.loadtxt(io.BytesIO(content), np.int64, delimiter=",", ndmin=2) if content else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy warns of a file without rows, and of fractions
+        try:
+            stream = io.BytesIO(content)
+            rows = np.loadtxt(stream, np.int64, delimiter=",", ndmin=2) if content else None
+        except Warning as error:
+            raise ValueError(f"{name} is empty or holds fractions") from error
     if rows is None or rows.shape[1] != columns:
         raise ValueError(f"{name} is empty or has not {columns} numbers a row")
     return rows

@@ -34,6 +34,7 @@ GRAPH_SETS = tuple(_TU_NAMES)
 _SOCIAL = ("IMDB-BINARY", "IMDB-MULTI")
 _TU_ADDRESS = "https://www.chrsmrrs.com/graphkerneldatasets"
 _SPLIT_SEED = 0
+_MOST_FEATURES = 2**26  # nodes × tags of a set, 256 MiB; NCI1, the largest, has 4.5 million
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,11 @@ def _assembled(found: GraphFile, pooling: Pooling) -> tuple[Graphs, Int64[Tensor
     if tags is None or len(np.unique(tags)) == 1:
         tags = np.bincount(start, minlength=nodes[-1])
     values, place = np.unique(tags, return_inverse=True)
+    if len(values) * nodes[-1] > _MOST_FEATURES:
+        raise InputError(
+            f"{found.files[0]} has {len(values)} tags or degrees on {nodes[-1]} nodes, too many to "
+            "code one-hot: is it another set?"
+        )
     graphs = Graphs(
         torch.eye(len(values))[torch.from_numpy(place)],
         torch.from_numpy(np.stack([start, end])),

@@ -24,6 +24,7 @@ _NUMBERS = {
 _NUMERIC_CLASSES = range(6, 16)  # double, single and the eight kinds of integer
 _COMPLEX_FLAG = 0x800
 _HEADER_SIZE = 128
+_MOST_BYTES = 2**28  # unpacked, in one file; SVHN's training part has 225 MB
 
 
 def read_arrays(content: bytes) -> dict[str, np.ndarray]:
@@ -35,21 +36,35 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
         content: The whole file.
 
     Raises:
-        ValueError: Not such a file, damaged or cut short, or it holds anything else.
+        ValueError: Not such a file, damaged or cut short, or it holds anything else, or more than
+            256 MiB of compressed arrays.
         zlib.error: A compressed array is damaged or cut short.
     """
     order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER_SIZE])
     if order is None:
         raise ValueError("no MATLAB file of version 5")
     arrays = {}
+    left = _MOST_BYTES
     for kind, body in _elements(memoryview(content)[_HEADER_SIZE:], order):
         if kind == _COMPRESSED:
-            ((kind, body),) = _elements(memoryview(zlib.decompress(body)), order)
+            unpacked = _unpacked(body, left)
+            left -= len(unpacked)
+            ((kind, body),) = _elements(memoryview(unpacked), order)
         if kind != _ARRAY:
             raise ValueError(f"element of type {kind} where an array should be")
         name, values = _array(body, order)
         arrays[name] = values
     return arrays
+
+
+def _unpacked(body: memoryview, most: int) -> bytes:
+    stream = zlib.decompressobj()
+    content = stream.decompress(body, most + 1)
+    if len(content) > most:
+        raise ValueError(f"its arrays unpack to more than {_MOST_BYTES} bytes")
+    if not stream.eof:
+        raise ValueError("a compressed array is cut short")
+    return content
 
 
 def _elements(buffer: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:

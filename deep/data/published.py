@@ -4,7 +4,7 @@ Nothing is unpacked to disk and nothing is unpickled. Each reader takes a folder
 files there and in a sub-folder named after the set.
 """
 
-import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from deep.data.files import reading, tar_files
 from deep.data.matlab import read_arrays
 from theory.errors import InputError
+from theory.record import parse_json
 
 
 class Part(NamedTuple):
@@ -64,6 +65,8 @@ CIFAR100 = BinaryForm(
     test=("test.bin",),
     label_bytes=2,
 )
+
+_MOST_BYTES = 2**28  # that a CIFAR archive unpacks to; the published ones have 184 MB
 
 SPRITE_LABELS = "cifar10_labels.json"
 SPRITE_ROWS = 1000
@@ -151,7 +154,8 @@ def _read_binary(form: BinaryForm, root: Path) -> Published | None:
 
 
 def _tar_members(archive: Path, names: tuple[str, ...]) -> Mapping[str, bytes]:
-    members = {path.name: content for path, content in tar_files(archive) if path.name in names}
+    found = tar_files(archive, lambda path: path.name in names, _MOST_BYTES)
+    members = {path.name: content for path, content in found}
     if missing := [name for name in names if name not in members]:
         raise InputError(f"{archive} lacks {', '.join(missing)}: it is incomplete; get it again")
     return members
@@ -188,7 +192,7 @@ def _read_sprites(folder: Path) -> Published:
         raise InputError(f"{folder} has no cifar10_batch_<i>.png with i from 0 to 44; add some")
     labels_file = folder / SPRITE_LABELS
     with reading(labels_file):
-        labels = json.loads(labels_file.read_bytes())
+        labels = parse_json(labels_file.read_bytes(), labels_file)
     if not isinstance(labels, list) or not all(type(k) is int and 0 <= k < 10 for k in labels):
         raise InputError(f"{labels_file} is not a list of whole numbers 0 to 9; get it again")
     parts = []
@@ -206,13 +210,16 @@ def _read_sprites(folder: Path) -> Published:
 
 
 def _read_sprite(path: Path) -> UInt8[np.ndarray, "1000 3 32 32"]:
-    with Image.open(path) as image:
-        if image.size != (1024, SPRITE_ROWS) or image.mode != "RGB":
-            raise InputError(
-                f"{path} is {image.width} × {image.height} in mode {image.mode}, "
-                f"not 1024 × {SPRITE_ROWS} in mode RGB; get the right file"
-            )
-        pixels = np.asarray(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its size, which is looked at here, or of animation
+        # No other format: Pillow would run Ghostscript on a PostScript file, whatever its name.
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.size != (1024, SPRITE_ROWS) or image.mode != "RGB":
+                raise InputError(
+                    f"{path} is {image.width} × {image.height} in mode {image.mode}, "
+                    f"not 1024 × {SPRITE_ROWS} in mode RGB; get the right file"
+                )
+            pixels = np.asarray(image)
     return pixels.reshape(SPRITE_ROWS, 32, 32, 3).transpose(0, 3, 1, 2)
 
 

@@ -163,14 +163,14 @@ def _read(name: str, files: list[Path]) -> tuple[pd.DataFrame, pd.Series]:
         return frame.drop(columns=target), frame[target]
     if name == "abalone":
         return _read_abalone(path)
-    frame = pd.read_csv(path)
+    frame = pd.read_csv(path, low_memory=False)
     if "class" not in frame:
         raise ValueError("there is no column named class")
     return _numbers(frame.drop(columns="class")), frame["class"]
 
 
 def _read_abalone(path: Path) -> tuple[pd.DataFrame, pd.Series]:
-    frame = pd.read_csv(path, header=None)
+    frame = pd.read_csv(path, header=None, low_memory=False)
     if frame.shape[1] != len(_ABALONE):
         raise ValueError(f"there are {frame.shape[1]} columns, not {len(_ABALONE)}")
     frame.columns = pd.Index(_ABALONE)
