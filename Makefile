@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install check test lint format bench docs wheels clean
+.PHONY: install check test lint format figures bench docs wheels clean
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+figures: install
+	$(BIN)/python -m figures
 
 bench: install
 	$(BIN)/python -m benchmarks first_order

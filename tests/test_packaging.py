@@ -39,7 +39,7 @@ def test_the_library_loads_nothing_heavy():
     assert modules & {*HEAVY, "deep", "figures", "numpy", "scipy", "torch", "toy"} == set()
 
 
-@pytest.mark.parametrize("command", ["deep.train"])
+@pytest.mark.parametrize("command", ["toy", "deep.train"])
 def test_help_loads_nothing_that_it_does_not_need(command):
     modules, told = imported("-m", command, "--help")
     assert "usage: " in told
