@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install check test lint format bench wheels clean
+.PHONY: install check test lint format figures bench docs wheels clean
 
 install: $(STAMP)
 
@@ -32,8 +32,15 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+figures: install
+	$(BIN)/python -m figures
+
 bench: install
 	$(BIN)/python -m benchmarks first_order
+
+# README, records and the API reference as a site, in site/.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # What training needs besides torch, numpy, scipy and matplotlib, for a machine without network.
 TARGET ?= 3.12
@@ -47,4 +54,4 @@ wheels: install
 	  -c constraints.txt -d wheels $(CARRIED)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -22,7 +22,8 @@ from deep.objective import Objective
 from deep.recipes import as_flags
 from deep.run_folder import read_lines, read_object
 from deep.runner import RUNS, Cell, carry_out, collected_signals, shared_threads
-from deep.train import config_of_recipe, prepare
+from deep.train import config_of_recipe
+from deep.training import prepare
 from theory.command import run_command
 from theory.errors import InputError
 from theory.record import (

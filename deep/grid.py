@@ -28,6 +28,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from deep.recipes import Config as TrainConfig
 from deep.recipes import Recipe, as_flags, read_toml
 from deep.run_folder import CHECKPOINTS, RESULT, is_locked, read_object
 from deep.runner import (
@@ -40,7 +41,6 @@ from deep.runner import (
     shared_threads,
 )
 from deep.slurm import Slurm, queued, submit
-from deep.train import Config as TrainConfig
 from deep.train import config_of_recipe
 from theory.command import parse_flags, run_command
 from theory.errors import InputError

@@ -1,7 +1,11 @@
-"""Recipes: every setting that decides the result of a training run, by name or from a file."""
+"""Recipes: every setting that decides the result of a training run, by name or from a file.
+
+`Config` adds what a run needs beside them: where it goes, and how it is stopped and resumed.
+"""
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +93,57 @@ class Recipe(Optimization):
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least {bound}")
         if not 0 <= self.check_every < float("inf"):
             raise InputError(f"check_every is {self.check_every}: it must be 0 or positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Recipe):
+    """Train a network by ERM, Mixup, Manifold Mixup or a form of MixupE."""
+
+    recipe: str | None = None
+    """Settings by name or from a .toml file; other flags override them"""
+    data_dir: Path | None = None
+    """Folder that holds the published files; without it they are downloaded and verified"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU if there is one"""
+    out: Path | None = None
+    """The run's folder; runs/train/… if not given"""
+    resume: bool = False
+    """Go on from the last checkpoint in the run's folder (from the start if there is none)"""
+    force: bool = False
+    """Resume although the settings have changed"""
+    checkpoint_minutes: float = 1.0
+    """Minutes between checkpoints; 0 for none but those on a signal"""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints, instead of minutes"""
+    keep: int = 3
+    """How many checkpoints are kept"""
+    debug: bool = False
+    """Show the traceback of an error"""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes: `out`, or a name made of what distinguishes runs."""
+        name = f"{Path(self.model).stem}-{self.data}-{self.objective}-seed{self.seed}"
+        return self.out or Path("runs") / "train" / name
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, as recipe.json holds it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
+        values = {"recipe": self.recipe, **values, "data_dir": self.data_dir}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def check(self) -> None:
+        """Raises InputError if a number is out of range."""
+        super().check()
+        if self.epochs == 0:
+            raise InputError("epochs is 0: there is nothing to train")
+        least = {"checkpoint_minutes": 0, "checkpoint_steps": 1, "keep": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not bound <= value < math.inf:
+                raise InputError(f"{name} is {value}: it must be at least {bound} and finite")
+        if self.force and not self.resume:
+            raise InputError("--force is for --resume: add it, or leave --force out")
 
 
 def recipe_settings(name: str) -> dict[str, Any]:

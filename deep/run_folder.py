@@ -1,12 +1,14 @@
 """The folder of one training run: its settings, its logs, its result.
 
-recipe.json          every setting, resolved
-log.jsonl            a line an epoch: losses and errors
-checks.jsonl         a line a check of q̂ ≈ q, see `theory.probe.measure_probe`
-checkpoints/         while it runs, see `deep.resume`
-lock                 held by the process that trains
-weights.safetensors  the final weights
-result.json          settings, outcome, command, versions; there once the run has ended
+| file                | what it holds                                                       |
+| ------------------- | ------------------------------------------------------------------- |
+| recipe.json         | every setting, resolved                                             |
+| log.jsonl           | a line an epoch: losses and errors                                  |
+| checks.jsonl        | a line a check of q̂ ≈ q, see `theory.probe.measure_probe`           |
+| checkpoints/        | while it runs, see `deep.resume`                                    |
+| lock                | held by the process that trains                                     |
+| weights.safetensors | the final weights                                                   |
+| result.json         | settings, outcome, command, versions; there once the run has ended  |
 """
 
 import fcntl

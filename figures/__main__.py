@@ -1,63 +1,93 @@
-"""Command: `python -m figures RECORD` draws the figures of what was recorded."""
+"""Command: `python -m figures [NAME or RECORD …]` draws what was recorded, with captions."""
 
+import fnmatch
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from figures import check_approx, deformations, losses, tables, training
-from figures.runs import read_runs
+from figures.drawing import save
+from figures.gallery import Entry, about, gallery, of_record
+from figures.style import Look, look
 from theory.command import run_command
-from theory.record import recorded
-from theory.report import read_reports
+from theory.errors import InputError
+from theory.record import check_writable, recorded, write_atomically
 
 PROG = "python -m figures"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Draw the figures of a record: a check, training runs, robustness, or a table."""
+    """Draw figures of records: all below results/, those named, or those of one record."""
 
-    record: tyro.conf.Positional[Path]
-    """report.json of theory.check_approx or `Report.to_json`; a folder of deep.train;
-    runs.jsonl of deep.campaign, robustness.json of deep.robustness, record.jsonl of deep.table;
-    or such a folder"""
+    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names as --list shows them (with * and ?), all if none is given; or a record:
+    report.json of theory.check_approx or `Report.to_json`; a folder of deep.train, of such folders;
+    runs.jsonl of deep.campaign or deep.grid; robustness.json; record.jsonl of deep.table; a study's
+    .json; or a folder of these"""
+    list: bool = False
+    """Only say which figures there are"""
+    results: Path = Path("results")
+    """Folder whose records have names"""
     out: Path | None = None
-    """Folder for the figures; the record's own if not given"""
-    overview: bool = False
-    """Of a check: draw only the overview"""
+    """Folder for the figures; a record's own, or runs/figures for names, if not given"""
+    style: Look = "screen"
+    """Sizes for a screen, for a paper's columns (UAI's: 3.25 and 6.75 in), or for slides"""
+    formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
+    """Files of each figure"""
     debug: bool = False
     """Show the traceback of an error"""
 
 
 def run(config: Config) -> int:
-    """Reads, draws, names the files."""
-    path = config.record
-    for name in ("robustness.json", tables.RECORD):
-        if (path / name).exists():
-            path /= name
-    folder = config.out or (path if path.is_dir() else path.parent)
-    with recorded(path):
-        paths = _drawn(path, folder, config.overview)
-    for drawn in paths:
-        print(drawn)
+    """Finds the records, draws, names the files."""
+    for folder, entries in _chosen(config):
+        for name, entry in entries.items():
+            if config.list:
+                source = ", ".join(map(str, entry.records)) or "no record"
+                print(f"{name}\n    {entry.drawing.caption}\n    {source}")
+                continue
+            path = folder / name
+            origin = entry.records[0] if entry.records else config.results
+            with recorded(origin), look(config.style):
+                drawn = save(path.parent, {path.name: entry.drawing}, config.formats)
+            caption = path.with_name(f"{path.name}.txt")
+            with recorded(origin):
+                text = about(entry)
+            write_atomically(caption, partial(Path.write_text, data=text, encoding="utf-8"))
+            print(" ".join(map(str, [*drawn, caption])), flush=True)
     return 0
 
 
-def _drawn(path: Path, folder: Path, overview: bool) -> list[Path]:
-    """Draws whatever kind of record it is."""
-    if path.name == tables.RECORD:
-        return tables.save(folder, tables.read(path))
-    if path.is_dir() or path.suffix == ".jsonl":
-        paths = losses.save(folder, losses.read(path))
-        if any(run["checks"] for run in read_runs(path)):
-            paths += training.save(folder, training.read(path))
-        return paths
-    if path.name == "robustness.json":
-        return deformations.save(folder, deformations.read(path))
-    return check_approx.save(folder, read_reports(path), ["overview"] if overview else None)
+def _chosen(config: Config) -> Sequence[tuple[Path, Mapping[str, Entry]]]:
+    """Figures by the folder that they go to."""
+    records = [text for text in config.what if Path(text).exists()]
+    patterns = [text for text in config.what if text not in records]
+    chosen: list[tuple[Path, Mapping[str, Entry]]] = []
+    for text in records:
+        path = Path(text)
+        folder = config.out or (path if path.is_dir() else path.parent)
+        chosen.append((folder, of_record(path)))
+    if patterns or not records:
+        if not config.results.is_dir():
+            raise InputError(
+                f"there is no folder {config.results}: name a record, or --results FOLDER"
+            )
+        known = gallery(config.results)
+        names: dict[str, Entry] = {}
+        for pattern in patterns or ["*"]:
+            found = fnmatch.filter(known, pattern)
+            if not found:
+                raise InputError(f"no figure or record is called {pattern}: see {PROG} --list")
+            names |= {name: known[name] for name in found}
+        chosen.append((config.out or Path("runs/figures"), names))
+    for folder, _ in () if config.list else chosen:
+        check_writable(folder)
+    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:

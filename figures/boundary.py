@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.style import style
+from figures.style import new_figure, style
 
 NAMES = {"erm": "ERM", "mixup": "Mixup", "mixupe": "MixupE"}
 
@@ -25,7 +25,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
     axis = np.array(record["panels"][0]["axis"])
     settings = record["settings"]
     with style():
-        figure = Figure(figsize=(3.3 * len(grids) + 0.9, 4.3))
+        figure = new_figure(3.3 * len(grids) + 0.9, 4.3)
         axes = np.atleast_1d(figure.subplots(1, len(grids), sharey=True))
         for ax, (_, row), grid in zip(axes, table.iterrows(), grids, strict=True):
             shade = ax.pcolormesh(
@@ -40,8 +40,8 @@ def plot(record: Mapping[str, Any]) -> Figure:
             ax.set(aspect="equal", xlabel="x₁ (standardised)")
             ax.set_title(
                 f"{NAMES.get(row['label'], row['label'])}\n"
-                f"held-out accuracy {100 * row['test_accuracy']:.1f}%, "
-                f"loss {row['test_loss']:.3f}"
+                f"held out: {100 * row['test_accuracy']:.1f}% right,\n"
+                f"loss {row['test_loss']:.3f} nats"
             )
         axes[0].set_ylabel("x₂ (standardised)")
         figure.colorbar(shade, ax=list(axes), label="P(y = 1 | x)", shrink=0.8, pad=0.01)

@@ -4,6 +4,7 @@ All of them read the checks of one run in order (`theory.read_reports`), before 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from figures.drawing import Drawing
 from figures.orders import draw_convergence, draw_orders, draw_remainders
 from figures.segments import draw_regions, draw_split
-from figures.style import COLORS, legend_below, style, when
-from theory.record import write_atomically
+from figures.style import COLORS, legend_below, new_figure, style, when
 from theory.report import Report
 
 Panel = Callable[[Axes, Sequence[Report]], None]
@@ -145,6 +146,26 @@ PANELS: dict[str, Panel] = {
     "regions": draw_segments,
     "kinks": draw_kinks,
 }
+_CAPTIONS = {
+    "q": "Exact q = (g − y)ᵀJ(E[x′] − x) against MixupE's q̂ = (y − g)ᵀf, an example a point; on "
+    "the dashed line q̂ is q.",
+    "gaps": "The error q − q̂ is the normalisation gap (g − y)ᵀJ E[x′] plus the homogeneity gap "
+    "(g − y)ᵀ(f − J x); which of them makes it, an example a point.",
+    "attribution": "Mean size of each layer's share in the homogeneity gap (g − y)ᵀ(f − J x).",
+    "errors": "Error of q̂ and its two gaps, relative to ‖q‖, through training; bands are 95 % "
+    "bootstrap intervals over the examples.",
+    "agreement": "Pearson's correlation of q and q̂ and the cosine of their penalties' gradients "
+    "through training; the band is a 95 % bootstrap interval.",
+    "orders": "Theorem 1 order by order: R_K of both expansions beside R itself, and what the "
+    "network's tangent gives.",
+    "remainders": "What order K leaves out of the loss and of the network, against the distance a "
+    "on the way to the partner.",
+    "convergence": "Share of the law of a = 1 − λ that lies inside the Taylor series' radius of "
+    "convergence, over the examples.",
+    "regions": "Linear regions of the network that segments between examples cross.",
+    "kinks": "R of each example, split into what its own linear region gives and what the kinks "
+    "between regions add.",
+}
 _OVERVIEW = ("q", "gaps", "attribution", "errors")
 
 
@@ -166,7 +187,7 @@ def panels_of(checks: Sequence[Report]) -> dict[str, Panel]:
 def plot_panel(name: str, checks: Sequence[Report]) -> Figure:
     """One panel as a figure of its own."""
     with style():
-        figure = Figure(figsize=(5.6, 4.4))
+        figure = new_figure(5.6, 4.4)
         PANELS[name](figure.add_subplot(), checks)
     return figure
 
@@ -182,22 +203,30 @@ def plot_overview(checks: Sequence[Report]) -> Figure:
     names = [name for name in panels_of(checks) if name in _OVERVIEW]
     shape = (2, 2) if len(names) == 4 else (1, 3)
     with style():
-        figure = Figure(figsize=(4.6 * shape[1], 4.0 * shape[0]))
+        figure = new_figure(4.6 * shape[1], 4.0 * shape[0])
         for ax, name in zip(figure.subplots(*shape).flat, names, strict=True):
             PANELS[name](ax, checks)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
-def save(folder: Path, checks: Sequence[Report], names: Sequence[str] | None = None) -> list[Path]:
-    """Draws every figure that the checks can fill, or those named; returns the files.
+def drawings(checks: Sequence[Report]) -> dict[str, Drawing]:
+    """Every figure that the checks can fill, by name."""
+    about = _about(checks[-1])
+    found = {
+        name: Drawing(f"{_CAPTIONS[name]} {about}", partial(plot_panel, name, checks))
+        for name in panels_of(checks)
+    }
+    shown = ", ".join(name for name in found if name in _OVERVIEW)
+    caption = f"The check at a glance: {shown}. {about}"
+    return {**found, "overview": Drawing(caption, partial(plot_overview, checks))}
 
-    Raises:
-        InputError: If the folder cannot be written to.
-    """
-    paths = []
-    for name in names or [*panels_of(checks), "overview"]:
-        figure = plot_overview(checks) if name == "overview" else plot_panel(name, checks)
-        paths.append(folder / f"{name}.png")
-        write_atomically(paths[-1], figure.savefig)
-    return paths
+
+def _about(check: Report) -> str:
+    samples = f"{len(check.samples)} examples"
+    if "model" not in check.settings:  # a library user's check
+        return f"{samples}."
+    network = f"{Path(check.settings['model']).name} on {check.settings['data']}, {samples}"
+    epochs = check.training["epoch"] if check.training else 0
+    trained = f"{epochs:g} epochs of {check.settings['objective']}" if epochs else "as it was given"
+    return f"{network}, {trained}."

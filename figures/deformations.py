@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import COLORS, style
+from figures.drawing import Drawing
+from figures.style import COLORS, new_figure, style
 from theory.errors import InputError
-from theory.record import parse_json, read_text, write_atomically
+from theory.record import parse_json, read_text
 
 _CURVES = {"rotation": "angle of rotation, ±   [°]", "shear": "angle of shear, ±   [°]",
            "zoom": "zoom z   (z < 1 enlarges)"}  # fmt: skip
@@ -87,7 +88,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
     """All of a record of `python -m deep.robustness`."""
     curves = any("=" in name for name in record["groups"][0]["measures"])
     with style():
-        figure = Figure(figsize=(10.5, 6.6 if curves else 3.6))
+        figure = new_figure(10.5, 6.6 if curves else 3.6)
         axes = figure.subplot_mosaic([["sets"] * 3, list(_CURVES)] if curves else [["sets"]])
         draw_accuracies(axes["sets"], record)
         for kind in _CURVES if curves else ():
@@ -129,12 +130,11 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-def save(folder: Path, record: Mapping[str, Any]) -> list[Path]:
-    """Draws deformations.png; returns the file.
-
-    Raises:
-        InputError: If the folder cannot be written to.
-    """
-    path = folder / "deformations.png"
-    write_atomically(path, plot(record).savefig)
-    return [path]
+def drawings(record: Mapping[str, Any]) -> dict[str, Drawing]:
+    """The figure by name."""
+    caption = (
+        "Test accuracy on deformed and on attacked images, by training objective: "
+        f"{record['data']}, {record['samples']} images. Bars are standard deviations over seeds, "
+        "of a single run 95 % intervals over the images."
+    )
+    return {"deformations": Drawing(caption, lambda: plot(record))}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogFormatterMathtext, NullFormatter
 
-from figures.style import COLORS, legend_below, style
+from figures.style import COLORS, legend_below, new_figure, style
 
 
 def rows(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -19,7 +19,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
     """Terms and gap on the left, log–log; what the bound must cover on the right."""
     table, settings = rows(record).sort_values("n"), record["settings"]
     with style():
-        figure = Figure(figsize=(9.6, 4.2))
+        figure = new_figure(9.6, 4.2)
         left, right = figure.subplots(1, 2)
         terms = {
             "confidence": r"$B\sqrt{\log(1/\delta)/2n}$",
@@ -54,7 +54,9 @@ def plot(record: Mapping[str, Any]) -> Figure:
         right.set(xlabel="n", ylabel="bound − left side   [nats]", title="Does the bound cover?")
         for ax in (left, right):
             legend_below(ax)
-            ax.set_xticks(table["n"], [f"{n:g}" for n in table["n"]])
+            ax.set_xticks(table["n"])
+            wide = table["n"].max() > 1e6 * table["n"].min()  # then neighbours are close
+            ax.xaxis.set_major_formatter(LogFormatterMathtext() if wide else "{x:g}")
             ax.xaxis.set_minor_formatter(NullFormatter())
         figure.suptitle(
             f"Theorem 2, {settings['family']} on {settings['data']}, η = {settings['eta']:g}",

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import COLORS, data_name, style
+from figures.style import COLORS, data_name, new_figure, style
 
 LABELS = {
     "erm": "ERM",
@@ -53,7 +53,7 @@ def title(record: Mapping[str, Any]) -> str:
     if not settings["sampled"] and "sgd" in settings["algorithms"]:
         draws += " but for SGD"
     return (
-        f"{LABELS[settings['protocol']]} on {where}: α = {settings['alpha']:g}, {margin}; {draws}"
+        f"{LABELS[settings['protocol']]} on {where}: α = {settings['alpha']:g}, {margin};\n{draws}"
     )
 
 
@@ -63,7 +63,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
     # Directions are known to the integrator's tolerance, or to the rounding of the steps.
     known = 1e-12 if record["study"] == "bias" else 1e-15
     with style():
-        figure = Figure(figsize=(9.0, 6.6))
+        figure = new_figure(9.0, 6.6)
         norm, loss, angle, margin = figure.subplots(2, 2, sharex=True).flat
         for row, color, line in zip(series, COLORS, LINES, strict=False):
             look = {"color": color, "ls": line, "lw": 1.8}

@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from figures.drawing import Drawing
 from figures.runs import name_of, number, read_runs
-from figures.style import COLORS, style
+from figures.style import COLORS, new_figure, style
 from figures.training import MARKERS, scale_axis
 from theory.errors import InputError
-from theory.record import recorded, write_atomically
+from theory.record import recorded
 
 PANELS = (
     ("train_loss", "Clean training loss", "loss   [nats]", 1),
@@ -79,7 +80,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
         rows: As `read` gives them.
     """
     with style():
-        figure = Figure(figsize=(7.2, 3.0))
+        figure = new_figure(7.2, 3.0)
         for ax, (key, title, label, scale) in zip(figure.subplots(1, 3), PANELS, strict=True):
             draw(ax, rows, key, scale)
             ax.set(title=title, xlabel="epoch", ylabel=label)
@@ -95,12 +96,10 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def save(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Draws losses.png; returns the file.
-
-    Raises:
-        InputError: If the folder cannot be written to.
-    """
-    path = folder / "losses.png"
-    write_atomically(path, plot(rows).savefig)
-    return [path]
+def drawings(rows: Sequence[dict[str, Any]]) -> dict[str, Drawing]:
+    """The figure by name."""
+    caption = (
+        f"Clean training loss, test loss and test error by objective: {rows[0]['network']}. "
+        "Unmixed examples in evaluation mode; lines are means over seeds, points are seeds."
+    )
+    return {"losses": Drawing(caption, lambda: plot(rows))}

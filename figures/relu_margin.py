@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.implicit_bias import LABELS, LINES
-from figures.style import COLORS, data_name, style
+from figures.style import COLORS, data_name, new_figure, style
 
 
 def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
     settings = record["settings"]
     erm, mixup = rows(record)
     with style():
-        figure = Figure(figsize=(9.0, 6.0))
+        figure = new_figure(9.0, 6.0)
         hard, soft, norm, margin = figure.subplots(2, 2).flat
         for row, color, line in zip((erm, mixup), COLORS, LINES, strict=False):
             look = {"color": color, "ls": line, "lw": 1.8, "label": row["label"]}

@@ -51,10 +51,10 @@ def draw_split(ax: Axes, smooth: ArrayLike, kinks: ArrayLike) -> None:
     order = np.argsort(smooth + kinks)
     smooth, kinks = smooth[order], kinks[order]
     rank = np.arange(len(order))
-    ax.bar(rank, smooth, width=1, color=COLORS[0], alpha=0.8, label="smooth part")
+    ax.bar(rank, smooth, width=1, lw=0, color=COLORS[0], alpha=0.8, label="smooth part")
     # On top of the smooth part where both have one sign, else from zero to the other side.
     base = np.where(smooth * kinks > 0, smooth, 0.0)
-    ax.bar(rank, kinks, width=1, bottom=base, color=COLORS[1], alpha=0.8, label="kinks")
+    ax.bar(rank, kinks, width=1, lw=0, bottom=base, color=COLORS[1], alpha=0.8, label="kinks")
     ax.step(rank, smooth + kinks, where="mid", color="0.1", lw=1.2, label="R")
     ax.axhline(0, color="0.4", lw=0.8)
     share = np.abs(kinks).sum() / max(np.abs(kinks).sum() + np.abs(smooth).sum(), 1e-300)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import COLORS, data_name, style
+from figures.style import COLORS, data_name, new_figure, style
 
 
 def rows(record: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -19,8 +19,8 @@ def rows(record: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def angles(table: pd.DataFrame) -> tuple[pd.Series, str]:
     """Degrees to the max-margin direction: with their sign in the plane, where there is one."""
     if table["signed_angle_degrees"].notna().all():
-        return table["signed_angle_degrees"].astype(float), "signed angle to max margin"
-    return table["angle_degrees"], "angle to max margin"
+        return table["signed_angle_degrees"].astype(float), "signed angle\nto max margin"
+    return table["angle_degrees"], "angle\nto max margin"
 
 
 def _draw_angles(ax: Axes, x: pd.Series, table: pd.DataFrame) -> None:
@@ -38,7 +38,7 @@ def plot(record: Mapping[str, Any]) -> Figure:
     """Norm against α and against the margin above, the angles below."""
     by_alpha, by_margin = rows(record)
     with style():
-        figure = Figure(figsize=(8.4, 6.0))
+        figure = new_figure(8.4, 6.0)
         axes = figure.subplots(2, 2, sharex="col")
         for column, (table, key, label) in enumerate(
             ((by_alpha, "alpha", "α of Beta(α, α)"), (by_margin, "margin", "margin γ"))

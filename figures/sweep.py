@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures.implicit_bias import LABELS
-from figures.style import COLORS, style
+from figures.style import COLORS, new_figure, style
 
 
 def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -32,11 +32,11 @@ def plot(record: Mapping[str, Any]) -> Figure:
     erm, *mixed = rows(record)
     settings = record["settings"]
     gaps = (
-        ("angle_gap", "angle gap 1 − cos(w, ŵ)"),
-        ("margin_gap", "margin gap γ − min z·w/‖w‖"),
+        ("angle_gap", "angle gap\n1 − cos(w, ŵ)"),
+        ("margin_gap", "margin gap\nγ − min z·w/‖w‖"),
     )
     with style():
-        figure = Figure(figsize=(max(6.5, 1.6 + 2.0 * len(mixed)), 5.4))
+        figure = new_figure(max(6.5, 1.6 + 2.0 * len(mixed)), 5.4)
         axes = figure.subplots(2, len(mixed), sharex=True, sharey="row", squeeze=False)
         for column, row in zip(axes.T, mixed, strict=True):
             column[0].set_title(row["label"].replace("alpha", "α ="))

@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from figures.drawing import Drawing
 from figures.runs import name_of, number, read_runs
-from figures.style import COLORS, style
+from figures.style import COLORS, new_figure, style
 from theory.errors import InputError
-from theory.record import recorded, write_atomically
+from theory.record import recorded
 
 Row = dict[str, Any]
 
@@ -106,7 +107,7 @@ def plot(rows: Sequence[Row]) -> Figure:
         columns=["objective", "seed", "epoch", *range(len(PANELS))],
     )
     with style():
-        figure = Figure(figsize=(7.2, 5.8))
+        figure = new_figure(7.2, 5.8)
         axes = figure.subplots(3, 3, sharex=True, height_ratios=(3, 3, 1))
         for k, (ax, (title, label, _, kind)) in enumerate(zip(axes[:2].flat, PANELS, strict=True)):
             _panel(ax, table, objectives, k)
@@ -124,20 +125,20 @@ def plot(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def save(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Draws training.png and, of a single run, layers.png; returns the files.
-
-    Raises:
-        InputError: If the folder cannot be written to.
-    """
-    figures = {"training": plot(rows)}
+def drawings(rows: Sequence[Row]) -> dict[str, Drawing]:
+    """Figures by name: training, and layers if the rows are of a single run."""
+    about = f"{rows[0]['network']}, {rows[0]['samples']} examples that are probed as it trains."
+    caption = (
+        "Does q̂ ≈ q hold while the network trains? Error of q̂, its two gaps, correlation with q "
+        f"and cosine of the penalties' gradients, by objective: {about}"
+    )
+    found = {"training": Drawing(caption, lambda: plot(rows))}
     if len(_runs(rows)) == 1:
-        figures["layers"] = plot_layers(rows)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        write_atomically(paths[-1], figure.savefig)
-    return paths
+        caption = (
+            f"Layers' shares in the homogeneity gap (g − y)ᵀ(f − J x) through training: {about}"
+        )
+        found["layers"] = Drawing(caption, lambda: plot_layers(rows))
+    return found
 
 
 def plot_layers(rows: Sequence[Row], most: int = 6) -> Figure:
@@ -166,7 +167,7 @@ def plot_layers(rows: Sequence[Row], most: int = 6) -> Figure:
     largest = largest[largest > 1e-3 * largest.max()]
     named = list(largest.nlargest(most).index)
     with style():
-        figure = Figure(figsize=(7.2, 4.4))
+        figure = new_figure(7.2, 4.4)
         axes = figure.subplots(2, 2, sharex=True, height_ratios=(5, 1))
         left, right = axes[0]
         for layer, color, marker in zip(named, COLORS, MARKERS, strict=False):
@@ -270,7 +271,7 @@ def _draw_learning_rate(ax: Axes, rows: Sequence[Row]) -> None:
 
 
 def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    figure.suptitle(text, x=0.01, ha="left", fontweight="bold")
 
 
 def _say(ax: Axes, text: str) -> None:

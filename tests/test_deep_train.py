@@ -20,9 +20,10 @@ from deep.data.images import load_images
 from deep.evaluate import evaluate
 from deep.models.from_file import model_from_file
 from deep.objective import build_objective
-from deep.recipes import BUILT_IN, Recipe, as_flags, recipe_settings
+from deep.recipes import BUILT_IN, Config, Recipe, as_flags, recipe_settings
 from deep.run_folder import read_lines
-from deep.train import Config, Stopped, config_of_recipe, main, summary, train
+from deep.train import config_of_recipe, main, summary
+from deep.training import Stopped, train
 from theory.errors import InputError
 from theory.losses import as_targets
 from theory.probe import measure_probe

@@ -130,8 +130,9 @@ def test_command_draws_a_record_anew(checks, tmp_path, capsys):
     write_reports(tmp_path / "report.json", checks)
     assert main([str(tmp_path / "report.json"), "--out", str(tmp_path / "new")]) == 0
     drawn = {path.name for path in (tmp_path / "new").iterdir()}
-    assert drawn == {*(f"{name}.png" for name in PANELS), "overview.png"}
-    assert len(capsys.readouterr().out.splitlines()) == len(drawn)
+    names = [*PANELS, "overview"]
+    assert drawn == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "txt")}
+    assert len(capsys.readouterr().out.splitlines()) == len(names)
 
 
 def test_command_refuses_what_is_no_record(tmp_path, capsys):

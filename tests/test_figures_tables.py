@@ -6,7 +6,7 @@ import pytest
 
 from deep.tables.compare import Ranks
 from figures.__main__ import main
-from figures.tables import draw_ranks, plot, read
+from figures.tables import draw_ranks, drawings, read
 from theory.errors import InputError
 
 
@@ -25,11 +25,10 @@ LINES = [line("iris", -0.02), line("cmc", 0.01), line("letter", -0.01)]
 
 
 def test_gains_are_drawn_where_the_record_puts_them():
-    ax = plot(LINES)["gains"].axes[1]
+    ax = drawings(LINES)["gains"].plot().axes[1]
     assert ax.get_title(loc="left") == "MixupE − mixup"
-    assert [text.get_text() for text in plot(LINES)["gains"].axes[0].get_yticklabels()] == [
-        "Letter", "CMC", "Iris"
-    ]  # fmt: skip
+    labels = drawings(LINES)["gains"].plot().axes[0].get_yticklabels()
+    assert [text.get_text() for text in labels] == ["Letter", "CMC", "Iris"]
     points = {tuple(map(float, p)) for c in ax.containers for p in zip(*c[0].get_data())}  # noqa: B905
     assert {y for _, y in points} == {0, 1, 2}
     assert sorted(x for x, _ in points) == pytest.approx([-2, -1, 1])

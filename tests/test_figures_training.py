@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from figures.training import plot, plot_layers, read, save
+from figures.training import drawings, plot, plot_layers, read
 from theory.errors import InputError
 from theory.record import json_line
 
@@ -208,10 +208,10 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, runs, complaint)
     assert "\n" not in str(caught.value)
 
 
-def test_layers_are_saved_of_a_single_run_only(rows, tmp_path):
-    names = [path.name for path in save(tmp_path / "all", rows)]
-    assert names == ["training.png"]
+def test_layers_are_drawn_of_a_single_run_only(rows):
+    assert list(drawings(rows)) == ["training"]
     one = [row for row in rows if row["objective"] == "mixup"]
-    paths = save(tmp_path / "one", one)
-    assert [path.name for path in paths] == ["training.png", "layers.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert list(drawings(one)) == ["training", "layers"]
+    for drawing in drawings(one).values():
+        assert one[0]["network"] in drawing.caption
+        assert drawing.plot().axes

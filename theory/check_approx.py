@@ -30,7 +30,8 @@ from deep.models import resolve_model
 from deep.models.embedder import Embedder
 from deep.objective import Objective, build_objective
 from deep.processes import choose_device
-from figures.check_approx import save as save_figures
+from figures.check_approx import drawings
+from figures.drawing import save as save_figures
 from figures.page import save as save_page
 from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation
 from theory.command import run_command
@@ -381,7 +382,7 @@ def run(config: Config) -> int:
             kept = f"{len(finished)} finished checks are in {folder}" if finished else "nothing yet"
             print(f"interrupted: {kept}", file=sys.stderr)
             return 130
-    figures = save_figures(folder, reports)
+    figures = save_figures(folder, drawings(reports))
     shown = reports if len(reports) == 1 else [reports[0], reports[-1]]
     print(f"\n{claims_table(shown)}\n")
     print("What would mend q̂, ‖q − approximation‖ / ‖q‖ and costs in forward passes:\n")

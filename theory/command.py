@@ -1,10 +1,13 @@
 """The shape that all commands share: a typed dataclass of flags, one-line errors, exit codes.
 
-0 the command did its work, whatever it found; 1 a bound that the user set was broken; 2 bad input.
+0 the command did its work, whatever it found; 1 a bound that the user set was broken; 2 bad input;
+141 the reader of its output went away, as `head` does.
 """
 
 import contextlib
 import io
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -71,7 +74,9 @@ def run_command(
     config = None
     try:
         config = parse_flags(config_type, argv, prog=prog, default=default())
-        return run(config)
+        code = run(config)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         if getattr(config, "debug", False):
             traceback.print_exc()
@@ -82,6 +87,9 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _one_line(box: str) -> str:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from theory.errors import InputError
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform and the commit of this toolkit, for the record of a run."""
+    """Versions, platform, commit of this toolkit and date (UTC), for the record of a run."""
     names = [
         *("mixup-theory", "jaxtyping", "matplotlib", "numpy", "pandas", "pillow", "pooch"),
         *("safetensors", "scikit-learn", "scipy", "seaborn", "torch", "torch-geometric", "tqdm"),
@@ -32,6 +33,7 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "versions": {name: _version(name) for name in names},
         "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -14,12 +14,10 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from matplotlib.figure import Figure
 
-from figures import boundary, implicit_bias, relu_margin, soft_minimiser, sweep
 from theory.command import run_command
 from theory.errors import InputError
-from theory.record import check_writable, command_line, environment, write_atomically, write_json
+from theory.record import check_writable, command_line, environment, write_json
 from toy import studies
 from toy.studies import Common, Record
 
@@ -60,34 +58,30 @@ class Toy:
         return self.command.debug
 
 
-Plot = Callable[[Record], Figure]
-_STUDIES: dict[type, tuple[Callable[..., Record], Plot | None]] = {
-    studies.Bias: (studies.measure_bias, implicit_bias.plot),
-    studies.Descent: (studies.measure_descent, implicit_bias.plot),
-    studies.Soft: (studies.measure_soft, soft_minimiser.plot),
-    studies.Sweep: (studies.measure_sweep, sweep.plot),
-    studies.Relu: (studies.measure_relu, relu_margin.plot),
-    studies.Boundary: (studies.measure_boundary, boundary.plot),
-    studies.Separable: (studies.measure_separable, None),
+_STUDIES: dict[type, Callable[..., Record]] = {
+    studies.Bias: studies.measure_bias,
+    studies.Descent: studies.measure_descent,
+    studies.Soft: studies.measure_soft,
+    studies.Sweep: studies.measure_sweep,
+    studies.Relu: studies.measure_relu,
+    studies.Boundary: studies.measure_boundary,
+    studies.Separable: studies.measure_separable,
 }
 
 
-def save(folder: Path, record: Record, plot: Plot | None) -> list[Path]:
+def save(folder: Path, record: Record) -> list[Path]:
     """Write a record and its figure if it has one, each file as a whole.
 
     Raises:
         InputError: If the folder cannot be written to.
     """
-    name = record["study"]
-    paths = [folder / f"{name}.json"]
-    kept = {"command": command_line("toy"), **record, "environment": environment()}
-    figure = plot(record) if plot else None
-    write_json(paths[0], kept)
-    if figure is not None:
-        for suffix in ("png", "pdf"):
-            paths.append(folder / f"{name}.{suffix}")
-            write_atomically(paths[-1], figure.savefig)
-    return paths
+    # Not at the top: the figures take longer to load than all else that --help does.
+    from figures.drawing import save as save_figures
+    from figures.studies import drawings
+
+    path = folder / f"{record['study']}.json"
+    write_json(path, {"command": command_line("toy"), **record, "environment": environment()})
+    return [path, *save_figures(folder, drawings(record), ("png", "pdf"))]
 
 
 def _print_bias(record: Record) -> None:
@@ -198,7 +192,7 @@ def run(flags: Toy) -> int:
     try:
         check_writable(config.out)
         for settings in chosen:
-            measure, plot = _STUDIES[type(settings)]
+            measure = _STUDIES[type(settings)]
             report = Reporter()
             try:
                 record = measure(settings, report)
@@ -207,7 +201,7 @@ def run(flags: Toy) -> int:
             finally:
                 report.close()
             summarise(record)
-            print(f"Written to {', '.join(map(str, save(settings.out, record, plot)))}")
+            print(f"Written to {', '.join(map(str, save(settings.out, record)))}")
     finally:
         # A refused run leaves no folder that was not there; one with a file in it stays.
         for path in missing:

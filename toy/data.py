@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
-from sklearn import datasets
 
 from theory.errors import InputError
 from theory.record import read_text
@@ -212,6 +211,8 @@ def load(name: str, seed: int = 0, n: int = 40, d: int = 2, margin: float = 1.0)
         return soudry(rng, skewed=name == "skewed")
     if name == "clouds":
         return planted(n, d, margin, min(n, d), rng)
+    from sklearn import datasets  # takes longer than a study's --help, which needs none
+
     if name in ("moons", "rings"):
         if n < 4:
             raise InputError(f"{name}: need at least 4 points, got {n}")

@@ -80,7 +80,7 @@ def cells(table: Published, rows: Mapping[str, Measured]) -> pd.DataFrame:
     """A line a row and method: published, ours, and ours − published with its interval.
 
     Errors in per cent, differences in percentage points; the interval is Welch's for independent
-    means. NaN where one of the two is missing.
+    means. NaN where one of the two is missing, or the talk does not say how many trials it took.
     """
     lines = []
     for name, row in table.rows.items():
@@ -91,16 +91,13 @@ def cells(table: Published, rows: Mapping[str, Measured]) -> pd.DataFrame:
             mean = float(errors.mean()) if n else math.nan
             sd = float(errors.std(ddof=1)) if n > 1 else math.nan
             talk, spread = row.errors.get(method, (math.nan, math.nan))
-            missing = Difference(mean - talk, math.nan, math.nan, math.nan, n)
-            known = n > 1 and method in row.errors
-            found_difference = (
-                welch_difference((mean, sd, n), (talk, spread, table.trials)) if known else missing
-            )
+            apart = Difference(mean - talk, math.nan, math.nan, math.nan, n)
+            if n > 1 and method in row.errors and table.trials is not None:
+                apart = welch_difference((mean, sd, n), (talk, spread, table.trials))
             lines.append({
                 "row": name, "label": row.label, "method": method, "published": talk,
                 "published_sd": spread, "ours": mean, "sd": sd, "repetitions": n,
-                "difference": found_difference.mean, "low": found_difference.low,
-                "high": found_difference.high,
+                "difference": apart.mean, "low": apart.low, "high": apart.high,
             })  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -27,24 +27,24 @@ class Published:
 
     Attributes:
         caption: What it is called, in one line.
-        trials: Repetitions behind each number.
+        trials: Repetitions behind each number; None if the talk does not say.
         unit: What the printed spread is taken for.
         rows: The rows by the name that the commands know them by, in the talk's order.
     """
 
     caption: str
-    trials: int
+    trials: int | None
     unit: str
     rows: dict[str, Row]
 
 
-def published(number: int) -> Published:
-    """The talk's table of that number (4, 5 or 6)."""
+def published(number: int | str) -> Published:
+    """The talk's table of that number (4, 5 or 6), or its table of "images", which has none."""
     text = resources.files("deep.tables").joinpath("published.toml").read_text(encoding="utf-8")
     content = tomllib.loads(text)[str(number)]
     return Published(
         content["caption"],
-        content["trials"],
+        content.get("trials"),
         content["unit"],
         {
             name: Row(
