@@ -20,6 +20,7 @@ from theory.errors import InputError
 from theory.losses import Head
 from theory.record import read_text
 
+_LONGEST, _LONGEST_LINE = 2**16, 2**12
 BUILT_IN = Path(__file__).with_name("recipes.toml")
 
 
@@ -224,6 +225,12 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         InputError: If it cannot be read or is no TOML.
     """
     text = read_text(path, f"{what} ", "name a .toml file")
+    # The parser keeps each beginning of a dotted key: memory by the square of the key's length.
+    if len(text) > _LONGEST or any(len(line) > _LONGEST_LINE for line in text.splitlines()):
+        raise InputError(
+            f"{what} {path} has more than {_LONGEST} characters, or {_LONGEST_LINE} in a line: "
+            "shorten or break it"
+        )
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits, too

@@ -16,7 +16,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,23 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another process trains in {folder}: wait for it, or name another --out"
             ) from error
         yield
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Lets one process after another read a folder's record and write it anew.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    check_writable(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that cannot
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deep.run_folder import CHECKS, LOG, RESULT, STOPPING, read_lines, read_object
+from deep.run_folder import CHECKS, LOG, RESULT, STOPPING, in_turn, read_lines, read_object
 from theory.record import json_line, recorded, write_atomically, write_json
 
 RUNS = "runs.jsonl"
@@ -157,10 +157,14 @@ def gather(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: If a file of a run cannot be read, or runs.jsonl cannot be written.
     """
+    with in_turn(folder), recorded(folder / RUNS):
+        return _gathered(folder, names)
+
+
+def _gathered(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     known: dict[str, dict[str, Any]] = {}
     if (folder / RUNS).exists():
-        with recorded(folder / RUNS):
-            known = {_name(line): line for line in read_lines(folder / RUNS)}
+        known = {_name(line): line for line in read_lines(folder / RUNS)}
     found = {}
     for name in names:
         path = folder / name

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import safetensors.torch
@@ -28,26 +29,27 @@ from test_deep_graphs import tu_files, write_zip
 from test_deep_grid import SMALL, SWEEP
 from test_deep_speech import clips, wav
 from test_deep_speech import write_archive as write_speech
-from test_deep_tabular import ARFF, FISH, declare, idx
+from test_deep_tabular import ARFF, FISH, idx
 from test_figures_tables import LINES
 from test_figures_training import run_of
 from torch import nn
 
 import deep.campaign
 from deep.checkpoint import load_weights
+from deep.data import tabular
 from deep.data.arff import read_arff
+from deep.data.files import reading
 from deep.data.graphs import load_graphs
 from deep.data.idx import read_idx
 from deep.data.images import load_images
 from deep.data.published import read_cifar10
 from deep.data.speech import load_speech, read_wav
-from deep.data.tabular import load_table
 from deep.grid import read_sweep
 from deep.resume import Checkpoints
 from deep.runner import gather
 from deep.table import read_record
 from deep.train import config_of_recipe
-from figures import deformations, losses, tables, training
+from figures import deformations, losses, studies, tables, training
 from figures.runs import read_runs
 from theory import check_approximation, read_reports
 from theory.record import json_line
@@ -76,14 +78,6 @@ class Reader:
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
-class Patch:
-    """As much of pytest's monkeypatch as `declare` needs; for good."""
-
-    @staticmethod
-    def setitem(mapping, key, value):
-        mapping[key] = value
-
-
 def sound_examples(data):
     for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         assert len(x) == len(y) > 0
@@ -110,9 +104,14 @@ def sound_frame(folder):
             assert column.cat.codes.max() < len(column.cat.categories)
 
 
-def sound_table(name):
+def sound_table(name, *size):
+    """Reads a table that is known to be of another size than the published one's."""
+    known = tabular._SETS[name]
+    smaller = known._replace(rows=size[0], features=size[1], classes=size[2])
+
     def read(folder):
-        table = load_table(name, folder)
+        with patch.dict(tabular._SETS, {name: smaller}):
+            table = tabular.load_table(name, folder)
         numbers = table.features.select_dtypes("number").to_numpy()
         assert not np.isinf(numbers).any()
         assert 0 <= table.labels.min() <= table.labels.max() < len(table.classes)
@@ -131,7 +130,9 @@ def sound_idx(folder):
 
 
 def sound_wav(folder):
-    samples = read_wav((folder / "a.wav").read_bytes(), folder / "a.wav")
+    with reading(folder / "a.wav"):
+        content = (folder / "a.wav").read_bytes()
+    samples = read_wav(content, folder / "a.wav")
     assert 0 < len(samples) <= 16_000
 
 
@@ -303,18 +304,16 @@ WORDS = "speech_commands_v0.02.tar.gz"
 TU = tuple(f"MUTAG_{part}.txt" for part in ("A", "graph_indicator", "graph_labels", "node_labels"))
 MORPH = "1,2.5,10\n3,4,9\n5,6,10\n7,8,9\n"
 JSON = (damaged, json_node, json_node)
-declare(Patch, "mfeat-morph", 4, 2, 2)
-declare(Patch, "abalone", 3, 8, 2)
 
 READERS = {
     "arff": Reader(text("a.arff", ARFF), sound_frame, ("a.arff",)),
     "csv": Reader(
         text("mfeat-morphological.csv", "att1,att2,class\n" + MORPH),
-        *(sound_table("mfeat-morph"), ("mfeat-morphological.csv",)),
+        *(sound_table("mfeat-morph", 4, 2, 2), ("mfeat-morphological.csv",)),
     ),
     "csv-abalone": Reader(
         text("abalone.csv", FISH + FISH.replace("9\n", "3\n").replace("M", "F") + FISH),
-        *(sound_table("abalone"), ("abalone.csv",)),
+        *(sound_table("abalone", 3, 8, 2), ("abalone.csv",)),
     ),
     "csv-toy": Reader(
         text("t.csv", "1.0,2.0,1\n-1.0,0.5,0\n0.25,1e-3,1\n"),
@@ -341,22 +340,27 @@ READERS = {
     "cifar-tar": Reader(
         *(write_small_cifar, lambda f: sound_examples(load_images("cifar10", f))),
         *(("cifar-10-binary.tar.gz",), (damaged, in_gzip, tar_header, tar_header)),
+        share=0.4,
     ),
     "cifar-binary": Reader(
         *(write_cifar_folder, lambda f: sound_examples(load_images("cifar100", f))),
         ("train.bin", "test.bin"),
+        share=0.5,
     ),
     "png": Reader(
         *(write_sprites, lambda f: sound_published(read_cifar10(f))),
-        *(("cifar10_batch_3.png", "cifar10_batch_50.png"), (damaged, png_chunk), 0.3),
+        *(("cifar10_batch_3.png", "cifar10_batch_50.png"), (damaged, png_chunk)),
+        share=0.1,
     ),
     "png-labels": Reader(
         *(write_sprites, lambda f: sound_published(read_cifar10(f))),
-        *(("cifar10_labels.json",), (damaged,), 0.2),
+        *(("cifar10_labels.json",), (damaged,)),
+        share=0.05,
     ),
     "svhn-mat": Reader(
         *(write_svhn, lambda f: sound_examples(load_images("svhn", f))),
         ("train_32x32.mat", "test_32x32.mat"),
+        share=0.5,
     ),
     "wav": Reader(
         lambda f: (f / "a.wav").write_bytes(wav(np.arange(300))),
@@ -365,7 +369,8 @@ READERS = {
     ),
     "speech-tar": Reader(
         *(write_words, lambda f: sound_examples(load_speech("speech-commands", f))),
-        *((WORDS,), (damaged, in_gzip, tar_header), 0.5),
+        *((WORDS,), (damaged, in_gzip, tar_header)),
+        share=0.15,
     ),
     "safetensors": Reader(
         *(write_weights, sound_weights("weights.safetensors"), ("weights.safetensors",)),
@@ -388,16 +393,19 @@ READERS = {
     ),
     "recipe": Reader(
         *(text("r.toml", RECIPE), lambda f: config_of_recipe(str(f / "r.toml"))),
-        *(("r.toml",), (damaged,), 0.4),
+        *(("r.toml",), (damaged,)),
+        share=0.25,
     ),
     "sweep": Reader(
         text("sweep.toml", "seeds = [3]\n[grid]\nalpha = [0.5]" + SWEEP.format(
             recipe=SMALL.format(epochs=1)).replace("seeds = [0, 1]\n", "")),
-        *(sound_sweep, ("sweep.toml",), (damaged,), 0.2),
+        *(sound_sweep, ("sweep.toml",), (damaged,)),
+        share=0.08,
     ),
     "report": Reader(
         *(write_report, lambda f: sound_reports(read_reports(f / "report.json"))),
-        *(("report.json",), JSON, 0.4),
+        *(("report.json",), JSON),
+        share=0.25,
     ),
     "record": Reader(
         text("record.jsonl", "".join(map(json_line, LINES))), sound_lines, ("record.jsonl",), JSON
@@ -411,6 +419,11 @@ READERS = {
     "robustness": Reader(
         *(write_robustness, lambda f: sound_json(deformations.read(f / "robustness.json"))),
         *(("robustness.json",), JSON),
+    ),
+    "study": Reader(
+        text("bias.json", json.dumps({"study": "bias", "settings": {"data": "moons"}, "w": [0.5]})),
+        lambda f: sound_json(studies.read(f / "bias.json")),
+        *(("bias.json",), JSON),
     ),
     "campaign": Reader(write_plan, sound_plan, ("campaign.json",), JSON, 0.4),
 }  # fmt: skip

@@ -137,7 +137,7 @@ def test_a_folder_of_several_records_is_drawn_whole(tmp_path):
         ),
         (["--results", "nowhere"], "there is no folder nowhere: name a record, or --results"),
         (["bad.json"], "bad.json is no record that can be drawn"),
-        (["torn.json"], "cannot read torn.json"),
+        (["torn.json"], "torn.json is no JSON"),
     ],
 )
 def test_bad_names_are_one_line(results, tmp_path, monkeypatch, capsys, argv, complaint):

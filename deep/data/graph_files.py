@@ -140,7 +140,8 @@ def read_tu_zip(archive: Path) -> GraphFile:
                     f"{info.filename} is there twice, encrypted, packed in an unknown way or "
                     f"larger than {_MOST_BYTES} bytes"
                 )
-            tables[part] = _table(members.read(info), info.filename)
+            with members.open(info) as stream:  # read() would unpack it all, whatever its size says
+                tables[part] = _table(stream.read(info.file_size), info.filename)
         return _from_tables(tables, (archive,))
 
 

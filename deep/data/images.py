@@ -136,7 +136,9 @@ def _normalised(
     """Normalise in place: 50,000 images take 0.6 GB once, not three times."""
     std, mean = torch.std_mean(x_train, dim=(0, 2, 3), correction=0)
     if not (std > 0).all():
-        raise InputError(f"{name}: a colour channel is constant over the training part; check it")
+        raise InputError(
+            f"{name} ({source}): a colour channel is constant over the training part; check it"
+        )
     for images in (x_train, x_test):
         images.sub_(mean[:, None, None]).div_(std[:, None, None])
     return ImageData(
