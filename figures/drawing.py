@@ -1,5 +1,6 @@
 """A figure with its caption, and how it is written: each format whole, the caption beside it."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,5 +41,16 @@ def save(
         figure = drawing.plot()
         for suffix in formats:
             paths.append(folder / f"{name}.{suffix}")
-            write_atomically(paths[-1], figure.savefig)
+            write_figure(paths[-1], figure)
     return paths
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure in the format that the file's name asks for, whole or not at all.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    content = io.BytesIO()  # matplotlib leaves a PDF open that meets a full disk
+    figure.savefig(content, format=path.suffix.removeprefix("."))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))

@@ -16,12 +16,13 @@ import torch
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+from figures.drawing import write_figure
 from figures.generalization import plot
 from theory.bounds import CHOICES
 from theory.command import run_command
 from theory.errors import InputError
 from theory.glm import FamilyName, Population, family_named, synthetic
-from theory.record import check_writable, command_line, environment, write_atomically, write_json
+from theory.record import check_writable, command_line, environment, write_json
 from theory.report import align, tabulate_claims
 from theory.trials import Settings, SizeResult, measure_size, train_reference
 
@@ -200,7 +201,7 @@ def save(folder: Path, study: Study) -> list[Path]:
     record = {"command": command_line("theory.generalization"), **study.record()}
     paths = [folder / "generalization.json", folder / "generalization.png"]
     write_json(paths[0], record)
-    write_atomically(paths[1], plot(record).savefig)
+    write_figure(paths[1], plot(record))
     return paths
 
 
