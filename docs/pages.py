@@ -62,7 +62,7 @@ def _add(files: Files, config: MkDocsConfig, target: str) -> None:
 def _reference(package: str) -> str:
     """A package's docstring, then its modules'."""
     modules = sorted(p.stem for p in (ROOT / package.replace(".", "/")).glob("[!_]*.py"))
-    first = f"::: {package}\n    options: {{heading_level: 1}}"
+    first = f"---\ntitle: {package}\n---\n\n::: {package}\n    options: {{heading_level: 1}}"
     return "\n\n".join([first, *(f"::: {package}.{module}" for module in modules)]) + "\n"
 
 

@@ -54,3 +54,10 @@ def run_notebook(name: str, folder: Path) -> Shown:
     assert {out.name for out in streams} <= {"stdout"}, "the notebook warns"
     images = [out for out in outputs if "image/png" in out.get("data", {})]
     return Shown(seconds, "".join(out.text for out in streams), len(images))
+
+
+def unexplained_plots(name: str) -> tuple[int, list[str]]:
+    """Number of cells that end in a figure, and those of them that no words follow."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    plots = [k for k, cell in enumerate(cells) if cell.source.endswith("\nfig")]
+    return len(plots), [cells[k].source for k in plots if cells[k + 1].cell_type != "markdown"]

@@ -176,6 +176,7 @@ def test_flags_named_in_the_readme_exist():
     commands = (
         ["theory.check_approx"], ["theory.generalization"], ["toy", "bias"], ["deep.train"],
         ["deep.campaign"], ["deep.robustness"], ["deep.grid", "run"], ["deep.table", "4"],
+        ["figures"],
     )  # fmt: skip
     for command in commands:
         known += subprocess.run(
@@ -244,3 +245,31 @@ def test_what_is_said_of_table_4_is_what_its_record_says():
     assert erm.mean() - mixup.mean() > 0.9 * -over_erm.loc["mfeat-zernike", "difference"]
     assert over_erm.loc["balance-scale", "difference"] > 5
     assert min(ranks(rows).pairs.values()) > 0.05
+
+
+def test_what_is_said_claim_by_claim_is_what_the_checks_say():
+    checks = {
+        path.parent.name: read_reports(path)
+        for path in (ROOT / "results" / "check_approx").glob("*/report.json")
+    }
+    last = {name: reports[-1].claims for name, reports in checks.items()}
+    missed = sorted(claims["first_order"].value for claims in last.values())
+    assert f"{missed[0]:.2f}" == "0.47"
+    assert len(missed) == 10
+    assert missed[1] > 0.85
+    holds = {name for name, claims in last.items() if claims["q_hat"].verdict == "HOLDS"}
+    assert holds == {f"mlp{kind}-optdigits-mixupe-paper" for kind in ("", "-bias-free")}
+    fails = [claims["q_hat"].value for name, claims in last.items() if name not in holds]
+    assert (f"{min(fails):.1f}", f"{max(fails):.1f}") == ("0.4", "1.3")
+    means = [
+        check.claims["normalization"].value
+        for name, reports in checks.items()
+        for check in reports
+        if ("digits-mixupe" in name and "opt" not in name) or "cifar" in name or "vgg" in name
+    ]
+    assert round(min(means), 2) >= 0.05
+    assert max(means) <= 1.25
+    gaps = [c.claims["homogeneity"].value for n, cs in checks.items() for c in cs if "preact" in n]
+    assert min(gaps) > 0.8
+    for name, claims in last.items():
+        assert (claims["homogeneity"].value < 1e-5) == ("bias-free" in name)
