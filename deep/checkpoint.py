@@ -102,8 +102,7 @@ def load_tensors(path: Path) -> object:
         InputError: If the file is damaged or holds anything else.
     """
     try:
-        # From memory: torch takes a file on disk for a tar, too, and would unpack it to the disk;
-        # and it asks a file for as many bytes as a text in it claims to have.
+        # From memory: of a file on disk torch reads into as much memory as a text in it claims.
         content = io.BytesIO(path.read_bytes())
         if content.getbuffer()[:2] == b"PK":
             _check_members(content)

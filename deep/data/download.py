@@ -6,6 +6,7 @@ same, so a mirror need not be trusted, but with files without a published sum.
 """
 
 import os
+import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def fetch(file: RemoteFile, cache_dir: str | Path | None = None) -> Path:
         if sha256 is None and record.is_file():
             with recorded(record):
                 sha256 = str(parse_json(record.read_bytes(), record)["sha256"])
+                if not re.fullmatch("[0-9a-f]{64}", sha256):
+                    raise ValueError("it holds no SHA-256")
         if sha256 is not None:
             _drop_if_wrong(target, sha256)
         known = None if sha256 is None else f"sha256:{sha256}"
