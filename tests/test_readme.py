@@ -273,3 +273,30 @@ def test_what_is_said_claim_by_claim_is_what_the_checks_say():
     assert min(gaps) > 0.8
     for name, claims in last.items():
         assert (claims["homogeneity"].value < 1e-5) == ("bias-free" in name)
+
+
+def test_what_is_said_of_the_campaign_is_what_its_record_says():
+    runs = read_lines(ROOT / "results" / "campaign" / "small-cifar10" / "runs.jsonl")
+    last = {(r["recipe"]["objective"], r["recipe"]["seed"]): r["result"]["last"] for r in runs}
+    objectives = {objective for objective, _ in last}
+    seeds = {seed for _, seed in last if all((objective, seed) in last for objective in objectives)}
+    text = " ".join(README.split())
+    for objective, said in (
+        ("mixupe-exact", "exact |q| lowers Mixup's test error by {} and {} points"),
+        ("mixupe-official-v3", "official-v3 by {} and {},"),
+        ("mixupe-paper", "|q̂| in the talk's form by {} and {}."),
+    ):
+        gains = [
+            100 * (last["mixup", seed]["test_error"] - last[objective, seed]["test_error"])
+            for seed in sorted(seeds)
+        ]
+        assert said.format(*(f"{gain:.1f}" for gain in gains)) in text
+    for key in ("train_loss", "test_loss"):
+        mean = {
+            objective: np.mean([line[key] for (name, _), line in last.items() if name == objective])
+            for objective in objectives
+        }
+        assert min(mean, key=mean.get) == "erm"
+        assert all(mean[name] < mean["mixup"] for name in objectives if "mixupe" in name)
+    late = [c["relative_error"]["value"] for r in runs for c in r["checks"] if c["epoch"] >= 6]
+    assert f"from {min(late):.2f} to {max(late):.2f})" in text
