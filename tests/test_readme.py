@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deep.campaign import table
+from deep.deformations import PUBLISHED
 from deep.run_folder import read_lines
 from deep.tables.compare import gains, measured, ranks
 from deep.tables.published import published
@@ -300,3 +301,21 @@ def test_what_is_said_of_the_campaign_is_what_its_record_says():
         assert all(mean[name] < mean["mixup"] for name in objectives if "mixupe" in name)
     late = [c["relative_error"]["value"] for r in runs for c in r["checks"] if c["epoch"] >= 6]
     assert f"from {min(late):.2f} to {max(late):.2f})" in text
+
+
+def test_what_is_said_of_deformed_images_is_what_the_record_says():
+    path = ROOT / "results" / "campaign" / "small-cifar10" / "robustness.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert "+changes" not in record["environment"]["commit"]
+    accuracy = {
+        group["label"]: {n: 100 * m["accuracy"]["mean"] for n, m in group["measures"].items()}
+        for group in record["groups"]
+    }
+    apart = np.array([accuracy["mixupe-paper"][n] - accuracy["mixup"][n] for n in PUBLISHED])
+    text = " ".join(README.split())
+    assert f"above Mixup on {(apart > 0).sum()} sets and below on {(apart < 0).sum()}" in text
+    assert f"above Mixup on {(apart > 0).sum()} of 8 sets, below on {(apart < 0).sum()} |" in text
+    assert f"by {np.abs(apart).max():.1f} points at most either way" in text
+    assert len(apart) == 8
+    assert f"above on {sum(ours > mixup for mixup, _, ours in PUBLISHED.values())}." in text
+    assert max(accuracy[name]["PGD"] for name in accuracy) == 0
