@@ -94,7 +94,11 @@ def plot(record: Mapping[str, Any]) -> Figure:
         for kind in _CURVES if curves else ():
             draw_curve(axes[kind], record, kind)
         if curves:
-            axes["rotation"].set_ylabel("test accuracy   [%]")
+            first, *others = (axes[kind] for kind in _CURVES)
+            first.set_ylabel("test accuracy   [%]")
+            for ax in others:
+                ax.sharey(first)
+                ax.tick_params(labelleft=False)
         single = any(len(group["seeds"]) == 1 for group in record["groups"])
         bars = "± sd over seeds" + (", of a single run 95 % over test images" if single else "")
         figure.suptitle(
