@@ -6,7 +6,6 @@ the test set as it is, on eight deformations of it (see `deep.deformations`) and
 `--model --checkpoint --data`. The table is printed; robustness.json holds all numbers.
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from deep.deformations import (
 from deep.evaluate import evaluate
 from deep.models import resolve_model
 from deep.processes import choose_device
-from deep.run_folder import RECIPE, WEIGHTS, read_object
+from deep.run_folder import RECIPE, WEIGHTS, labels, read_object
 from theory.command import run_command
 from theory.errors import InputError
 from theory.losses import Head
@@ -50,8 +49,6 @@ CURVES = {
     "shear": tuple(range(0, 61, 10)),
     "zoom": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5),
 }
-# Settings that say where a run came from or how it was watched, not what was trained.
-_NO_DIFFERENCE = ("seed", "recipe", "data_dir", "log_samples")
 
 
 @dataclass(frozen=True)
@@ -161,22 +158,6 @@ def candidates(config: Config) -> list[Candidate]:
     if config.data is None and len(sets) > 1:
         raise InputError(f"the runs were trained on {', '.join(sorted(sets))}: compare one set's")
     return found
-
-
-def labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each run: its objective, and what else is not the same in all runs.
-
-    Runs of one name differ in their seeds alone, and in what has no bearing on what was trained.
-    """
-    plain = [
-        {k: v for k, v in r.items() if k not in _NO_DIFFERENCE and not k.startswith("check_")}
-        for r in recipes
-    ]
-    keys = dict.fromkeys(key for r in plain for key in r if key != "objective")
-    varied = [k for k in keys if len({json.dumps(r.get(k)) for r in plain}) > 1]
-    return [
-        ", ".join([str(r["objective"]), *(f"{k} {r.get(k)}" for k in varied)]) for r in plain
-    ]  # fmt: skip
 
 
 def test_images(config: Config, data: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -74,8 +74,9 @@ def _chosen(config: Config) -> Sequence[tuple[Path, Mapping[str, Entry]]]:
         chosen.append((folder, of_record(path)))
     if patterns or not records:
         if not config.results.is_dir():
+            missing = f"record {patterns[0]} nor a folder" if patterns else "folder"
             raise InputError(
-                f"there is no folder {config.results}: name a record, or --results FOLDER"
+                f"there is no {missing} {config.results}: name a record, or --results FOLDER"
             )
         known = gallery(config.results)
         names: dict[str, Entry] = {}

@@ -210,6 +210,9 @@ def plot_overview(checks: Sequence[Report]) -> Figure:
     return figure
 
 
+NAMES = (*_CAPTIONS, "overview")  # of all figures that `drawings` may give
+
+
 def drawings(checks: Sequence[Report]) -> dict[str, Drawing]:
     """Every figure that the checks can fill, by name."""
     about = _about(checks[-1])

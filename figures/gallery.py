@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deep.campaign import PLAN
-from deep.run_folder import read_lines, read_object
+from deep.run_folder import RECIPE, read_lines, read_object
 from figures import check_approx, deformations, losses, mixing, published, studies, tables, training
 from figures.drawing import Drawing
 from figures.runs import RECORD, read_runs
@@ -47,6 +47,8 @@ def of_record(path: Path) -> dict[str, Entry]:
     """
     if path.is_dir():
         inside = [file for file in sorted(path.iterdir()) if file.name in _KINDS]
+        if not inside and not any(path.glob("**/" + RECIPE)):
+            inside = sorted(path.glob("*.json"))  # of studies
         found: dict[str, Entry] = {}
         for file in inside:
             found |= of_record(file)

@@ -41,7 +41,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         rows = [
             {
                 "network": name_of(run),
-                "objective": run["recipe"]["objective"],
+                "objective": run["label"],
                 "seed": run["recipe"]["seed"],
                 **line,
             }

@@ -68,7 +68,7 @@ def read(path: Path) -> list[Row]:
         rows = [
             {
                 "network": name_of(run),
-                "objective": run["recipe"]["objective"],
+                "objective": run["label"],
                 "seed": run["recipe"]["seed"],
                 **check,
             }
@@ -80,7 +80,7 @@ def read(path: Path) -> list[Row]:
     networks = sorted({row["network"] for row in rows})
     if len(networks) > 1:
         raise InputError(f"{path} holds runs of {' and of '.join(networks)}: draw one at a time")
-    trained = [(run["recipe"]["objective"], run["recipe"]["seed"]) for run in runs if run["checks"]]
+    trained = [(run["label"], run["recipe"]["seed"]) for run in runs if run["checks"]]
     for objective, seed in trained:
         if trained.count((objective, seed)) > 1:
             raise InputError(

@@ -10,7 +10,8 @@ from deep.checkpoint import save_weights
 from deep.data.images import load_images
 from deep.deformations import DEFORMATIONS, PUBLISHED, deform
 from deep.models import build_model
-from deep.robustness import labels, main, summarise, table
+from deep.robustness import main, summarise, table
+from deep.run_folder import labels
 
 RECIPE = {"model": "mlp", "width": 8, "data": "digits", "data_dir": None, "head": "softmax"}
 FAST = ["--samples", "40", "--attack-steps", "2", "--device", "cpu"]

@@ -25,6 +25,14 @@ def line(row, errors, selection=None, resplit=True):
         "job": row,
         "row": row,
         "resplit": resplit,
+        "settings": {
+            "lr": 0.1,
+            "seeds": list(range(12)),
+            "alphas": [0.5, 1.0],
+            "row": row,
+            "width": None,
+        },
+        "command": "python -m deep.table 4 --rows iris cmc --data-dir 'my data'",
         "data": {"source": "made", "train": 60, "test": 20},
         "results": results,
     }
@@ -109,7 +117,14 @@ def test_rendered_table_is_the_golden_one():
 
 
 def test_rows_that_were_not_run_name_their_command():
-    assert "`python -m deep.table 4 --rows arrhythmia letter" in rendered(4, LINES)["table.md"]
+    text = rendered(4, LINES)["table.md"]
+    assert "`python -m deep.table 4 --data-dir 'my data' --rows arrhythmia letter" in text
+
+
+def test_settings_of_all_jobs_are_told_and_those_that_differ_named():
+    text = rendered(4, LINES)["table.md"]
+    told = "lr: 0.1; seeds: 0, 1, …, 11; alphas: 0.5, 1.0; by the job, in the record: row."
+    assert f"- ours, in every job: {told}\n" in text
 
 
 def test_latex_escapes_and_aligns():

@@ -128,6 +128,13 @@ def test_a_folder_of_several_records_is_drawn_whole(tmp_path):
     assert {"losses", "training", "q", "overview"} <= set(of_record(tmp_path))
 
 
+def test_a_folder_of_studies_is_drawn():
+    folder = RESULTS / "generalization" / "logistic-synthetic"
+    assert {entry.records[0] for entry in of_record(folder).values()} == {
+        folder / "generalization.json"
+    }
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
@@ -136,6 +143,10 @@ def test_a_folder_of_several_records_is_drawn_whole(tmp_path):
             "no figure or record is called toy/nothing: see python -m figures --list",
         ),
         (["--results", "nowhere"], "there is no folder nowhere: name a record, or --results"),
+        (
+            ["gone.json", "--results", "nowhere"],
+            "no record gone.json nor a folder nowhere: name a record, or --results",
+        ),
         (["bad.json"], "bad.json is no record that can be drawn"),
         (["torn.json"], "torn.json is no JSON"),
     ],

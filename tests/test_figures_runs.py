@@ -12,7 +12,14 @@ from theory.record import json_line
 
 def run_of(seed):
     return {
-        "recipe": {"model": "preact18", "width": 8, "data": "digits", "seed": seed},
+        "label": "mixup",
+        "recipe": {
+            "model": "preact18",
+            "width": 8,
+            "data": "digits",
+            "objective": "mixup",
+            "seed": seed,
+        },
         "result": {"seconds": 1.5},
         "log": [{"epoch": 1.0, "loss": 2.0 + seed}],
         "checks": [{"epoch": 0.0, "pearson": None, "name": "line\u2028separator"}],
@@ -38,6 +45,14 @@ def test_every_layout_gives_the_same_runs(tmp_path):
     assert read_runs(record) == runs
     assert read_runs(record.parent) == runs
     assert read_runs(tmp_path / "runs" / "seed1") == runs[1:]
+
+
+def test_runs_that_differ_in_more_than_their_seeds_are_named_by_it(tmp_path):
+    for alpha in (0.5, 1.0):
+        run = run_of(0)
+        run["recipe"] |= {"alpha": alpha, "recipe": f"sweep-{alpha}"}
+        write_folder(tmp_path / f"alpha{alpha}", run)
+    assert [run["label"] for run in read_runs(tmp_path)] == ["mixup, alpha 0.5", "mixup, alpha 1.0"]
 
 
 def test_a_run_that_goes_on_is_read_as_far_as_it_is_written(tmp_path):

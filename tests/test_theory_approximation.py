@@ -346,6 +346,24 @@ def test_examples_on_a_kink_are_told_from_wrong_derivatives():
     assert "lie on a kink" in flat.claims["self_check"].note
 
 
+class BentLine(nn.Module):
+    def forward(self, x):
+        return x + x.relu() ** 2
+
+
+def test_an_order_that_no_example_has_is_told():
+    """At zero x + relu(x)² has a first derivative and no second."""
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), BentLine()).double()
+    x, y = torch.zeros(6, 3).double(), torch.arange(6) % 3
+    report = check_approximation(
+        model, [(x, y)], order=2, mean=torch.ones(3).double(), pair_samples=2, gradients=False
+    )
+    claim = report.claims["self_check"]
+    assert claim.verdict == "HOLDS"
+    assert "4 of the 4 samples tested lie on a kink" in claim.note
+    assert "order 2 could be compared on none of them" in claim.note
+
+
 class Detached(nn.Module):
     def forward(self, x):
         return x.detach()[:, :3]

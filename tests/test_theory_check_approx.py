@@ -286,7 +286,7 @@ def test_bad_input_is_one_line_and_exit_2(case, net, tmp_path, capsys):
     assert "---" not in lines[0]
     assert message.format(**known) in lines[0]
     if case != "diverging":  # whose check before training was finished, and is kept
-        assert not out.exists() or not list(out.iterdir())
+        assert not out.exists()
 
 
 def test_an_unwritable_folder_is_named_before_any_work(net, tmp_path, capsys):
@@ -304,6 +304,30 @@ def test_what_was_checked_before_a_fault_is_kept(net, tmp_path, capsys):
     flags = ["--model", f"{net}:net", *QUICK, "--lr", "1e30", "--no-gradients", "--out", str(out)]
     assert main(flags) == 2
     assert [r.training["epoch"] for r in read_reports(out / "report.json")] == [0]
+
+
+def test_nothing_of_an_earlier_check_passes_for_this_ones(net, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--model", f"{net}:net", *QUICK, "--epochs", "0", "--no-gradients", "--out", str(out)]
+    assert main([*flags, "--order", "2", "--html"]) == 0
+    (out / "mine.png").write_bytes(b"")
+    first = {path.name for path in out.iterdir()}
+    assert {"report.html", "orders.png"} <= first
+    assert main(flags) == 0
+    left = {path.name for path in out.iterdir()}
+    assert not {"report.html", "orders.png"} & left
+    assert {"report.json", "samples.csv", "overview.png", "mine.png"} <= left
+
+
+def test_each_checkpoint_has_a_folder_of_its_own(net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = model_from_file(f"{net}:net", num_classes=10).state_dict()
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file(state, name)
+        flags = ["--model", f"{net}:net", *QUICK, "--epochs", "0", "--no-gradients"]
+        assert main([*flags, "--checkpoint", name]) == 0
+    folders = sorted(path.name for path in Path("runs/check_approx").iterdir())
+    assert [folder[-13:] for folder in folders] == ["a.safetensors", "b.safetensors"]
 
 
 def test_interrupt_says_what_is_kept_and_where(net, tmp_path):

@@ -237,3 +237,40 @@ def test_high_orders_are_not_mistaken_for_kinks():
     assert len(result.errors) == 3
     assert result.kinks == (0, 0, 0)
     assert max(result.errors) < 1e-6
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU])
+@pytest.mark.parametrize("scale", [1, 60, 200])
+def test_rounding_of_steep_smooth_networks_is_not_mistaken_for_a_kink(activation, scale):
+    """Their higher derivatives are sums of large numbers, far less exact than their size says."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(20, 64), activation(), nn.Linear(64, 64), activation(),
+                              nn.Linear(64, 3))  # fmt: skip
+        model[0].weight.data.mul_(scale)
+        x, y = torch.randn(4, 20), torch.eye(3)[torch.tensor([0, 1, 2, 0])]
+        result = derivative_self_check(model, x, y, torch.zeros(20), order=3)
+        assert result.kinks == (0, 0, 0)
+        assert max(result.errors) < LIMIT
+
+
+@pytest.mark.parametrize("slope", [1e-6, 1.0, 1e6])
+def test_a_kink_is_found_beside_much_that_is_smooth(slope):
+    """|x| of any size on top of a tanh network, at 0."""
+
+    class Kinked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.smooth = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2))
+
+        def forward(self, x):
+            return self.smooth(x) + slope * x[:, :1].abs() * torch.tensor([1.0, -1.0]).to(x)
+
+    torch.manual_seed(0)
+    model = Kinked().double()
+    x = torch.randn(4, 3).double()
+    x[2, 0] = 0
+    y = torch.eye(2).double()[[0, 1, 0, 1]]
+    result = derivative_self_check(model, x, y, torch.ones(3).double())
+    assert result.kinks == (1,)
+    assert result.errors[0] < LIMIT

@@ -338,11 +338,14 @@ def _self_check_part(
         )
     except InputError as error:
         return {}, str(error)
-    note = ""
+    notes = []
     if any(result.kinks):
-        note = (
+        notes.append(
             f"{max(result.kinks)} of the {result.samples} samples tested lie on a kink (a tie in "
             "max-pooling, a ReLU at exactly 0), where no derivative exists and q is one of several "
             "subgradients"
         )
-    return asdict(result), note
+    unknown = [str(k) for k, error in enumerate(result.errors, start=1) if math.isnan(error)]
+    if unknown and len(unknown) < len(result.errors):
+        notes.append(f"order {', '.join(unknown)} could be compared on none of them")
+    return asdict(result), "; ".join(notes)

@@ -30,7 +30,7 @@ from deep.models import resolve_model
 from deep.models.embedder import Embedder
 from deep.objective import Objective, build_objective
 from deep.processes import choose_device
-from figures.check_approx import drawings
+from figures.check_approx import NAMES, drawings
 from figures.drawing import save as save_figures
 from figures.page import save as save_page
 from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation
@@ -39,7 +39,7 @@ from theory.errors import InputError
 from theory.losses import Head, as_targets
 from theory.mixing import beta_law
 from theory.network import BatchNormMode, count_logits, evaluating
-from theory.record import check_writable, command_line, write_atomically
+from theory.record import command_line, writable, write_atomically
 from theory.regularizer import PairSettings
 from theory.report import (
     Report,
@@ -360,6 +360,9 @@ def save(folder: Path, reports: Sequence[Report]) -> None:
 
 
 def _keep(folder: Path, reports: Sequence[Report], finished: list[Report]) -> None:
+    if not finished:  # what an earlier check left must not pass for this one's
+        for name in ("report.html", *(f"{name}.png" for name in NAMES)):
+            (folder / name).unlink(missing_ok=True)
     save(folder, reports)
     finished[:] = reports
 
@@ -369,10 +372,12 @@ def run(config: Config) -> int:
     for text in config.fail_on:
         parse_condition(text)
     training = config.objective if config.epochs > 0 else "as-is"
-    name = re.sub(r"[^\w.-]+", "_", f"{Path(config.model).name}-{config.data}-{training}")
+    parts = [Path(config.model).name, config.data, training]
+    if config.checkpoint is not None:
+        parts.append(config.checkpoint.name)
+    name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
     folder = config.out or Path("runs") / "check_approx" / name
-    check_writable(folder)
-    with warnings.catch_warnings():
+    with writable(folder), warnings.catch_warnings():
         # Said once by torch.func on first use; nothing that a user of this command can act on.
         warnings.filterwarnings("ignore", message="`torch.jit.script` is")
         finished: list[Report] = []

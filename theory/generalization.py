@@ -22,7 +22,7 @@ from theory.bounds import CHOICES
 from theory.command import run_command
 from theory.errors import InputError
 from theory.glm import FamilyName, Population, family_named, synthetic
-from theory.record import check_writable, command_line, environment, write_json
+from theory.record import command_line, environment, writable, write_json
 from theory.report import align, tabulate_claims
 from theory.trials import Settings, SizeResult, measure_size, train_reference
 
@@ -209,8 +209,7 @@ def run(config: Config) -> int:
     """Measures, saves and prints; the exit code."""
     torch.set_num_threads(1)  # the tables are too small to share
     config.check()
-    check_writable(config.out)
-    with tqdm(bar_format="{desc} ({elapsed})", disable=None) as bar:
+    with writable(config.out), tqdm(bar_format="{desc} ({elapsed})", disable=None) as bar:
         study = measure(config, progress=bar.set_description_str)
     print(summary(study))
     print(f"\nWritten to {', '.join(map(str, save(config.out, study)))}")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -111,6 +111,24 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise InputError(
             f"cannot write to {folder} ({reason(error)}): name a folder you may write to"
         ) from error
+
+
+@contextmanager
+def writable(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """`check_writable` for the work inside; folders that it made and that stay empty go again.
+
+    Raises:
+        InputError: As `check_writable`.
+    """
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        check_writable(folder)
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):  # something is in it
+                path.rmdir()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

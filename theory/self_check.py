@@ -26,6 +26,7 @@ from theory.taylor import loss_taylor_terms
 
 MOST = 3
 STEPS = tuple(10.0**-k for k in range(1, 10))
+_SHAKES = (1e-14, 3e-14, 7e-14, 1e-13)  # too short to show anything but rounding
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,11 @@ def _central_difference(curve: Callable[[float], Tensor]) -> tuple[Tensor, Tenso
 
     The curve gives rows (batch, parts) whose sums over parts are differentiated.
 
-    With D₊ and D₋ the one-sided quotients, D₊ − D₋ shrinks like the step where the curve is smooth
-    and stays where it has a kink; the shortest step at which it stands clear of rounding decides. A
-    kink a little way off vanishes at a shorter step that could still have shown it.
+    With D₊ and D₋ the one-sided quotients, D₊ − D₋ shrinks like the step where the curve is
+    smooth, stays where it has a kink, and grows as the step shrinks where it is rounding; the
+    shortest step at which it stands clear of rounding decides. A kink a little way off vanishes at
+    a shorter step that could still have shown it. How far rounding goes is measured: a derivative
+    of a network with large weights may carry thousands of units in the last place.
     """
     middle = curve(0.0)
     steps = torch.tensor(STEPS, dtype=middle.dtype, device=middle.device)[:, None]
@@ -127,15 +130,19 @@ def _central_difference(curve: Callable[[float], Tensor]) -> tuple[Tensor, Tenso
     best = 1 + torch.maximum(changes[1:], changes[:-1]).argmin(0, keepdim=True)
 
     jumps = ((up - 2 * middle + down).sum(2) / steps).abs()
-    rounding = 20 * torch.finfo(middle.dtype).eps * middle.abs().sum(1).amax() / steps
+    eps = torch.finfo(middle.dtype).eps
+    shaken = torch.stack([curve(h) - 2 * middle + curve(-h) for h in _SHAKES])
+    noise = shaken.abs().sum(2).amax(0)
+    rounding = torch.maximum(20 * eps * middle.abs().sum(1).amax(), 10 * noise) / steps
     clear = jumps > rounding
     # Index of the last clear step, at least 1 so that a longer one stands before it.
     last = (clear * torch.arange(len(STEPS), device=steps.device)[:, None]).amax(0).clamp(min=1)
     at, longer, shorter = (last + k for k in (0, -1, 1))
     jump = jumps.gather(0, at[None])[0]
-    stays = jump > 0.5 * jumps.gather(0, longer[None])[0]
-    bound = torch.cat([rounding[:, 0], rounding.new_full((1,), torch.inf)])
-    hidden = bound[shorter] > 0.5 * jump
+    before = jumps.gather(0, longer[None])[0]
+    stays = (0.5 * before < jump) & (jump < 2 * before)
+    bound = torch.cat([rounding, torch.full_like(rounding[:1], torch.inf)])
+    hidden = bound.gather(0, shorter[None])[0] > 0.5 * jump
     on_kink = clear.any(0) & stays & hidden
     return steps[best[0], 0], quotients.gather(0, best)[0], on_kink
 

@@ -7,7 +7,6 @@ Each study writes its record (`NAME.json`: every number, with the command) and i
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ import tyro
 
 from theory.command import run_command
 from theory.errors import InputError
-from theory.record import check_writable, command_line, environment, write_json
+from theory.record import command_line, environment, writable, write_json
 from toy import studies
 from toy.studies import Common, Record
 
@@ -188,9 +187,7 @@ def run(flags: Toy) -> int:
         if isinstance(config, Talk)
         else [config]
     )
-    missing = [path for path in (config.out, *config.out.parents) if not path.exists()]
-    try:
-        check_writable(config.out)
+    with writable(config.out):
         for settings in chosen:
             measure = _STUDIES[type(settings)]
             report = Reporter()
@@ -202,11 +199,6 @@ def run(flags: Toy) -> int:
                 report.close()
             summarise(record)
             print(f"Written to {', '.join(map(str, save(settings.out, record)))}")
-    finally:
-        # A refused run leaves no folder that was not there; one with a file in it stays.
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
     return 0
 
 

@@ -1,6 +1,7 @@
 """A table as published beside ours, as Markdown, LaTeX and CSV: `deep.tables.compare` in words."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,7 @@ def _notes(number: int, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     resplit = any(line["resplit"] for line in lines)
     missing = [name for name in table.rows if name not in {line["row"] for line in lines}]
     notes = [
+        _protocol(lines),
         f"talk: mean ± spread of {table.trials} trials ({table.unit}). ours: mean ± standard "
         "deviation over repetitions; ours − talk with Welch's 95 % interval, though protocols "
         "differ where the talk does not state its own.",
@@ -108,10 +110,37 @@ def _notes(number: int, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if missing:
         notes.append(
-            f"not run: {', '.join(missing)}; to run: "
-            f"`python -m deep.table {number} --rows {' '.join(missing)}`"
+            f"not run: {', '.join(missing)}; to run: `{_with_rows(lines[-1]['command'], missing)}`"
         )
     return notes
+
+
+def _protocol(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What all jobs of a record share of their settings, and which settings differ."""
+    every = [line["settings"] for line in lines]
+    names = list(dict.fromkeys(name for settings in every for name in settings))
+    shared = [n for n in names if all(s.get(n) == every[0].get(n) is not None for s in every)]
+    differing = [n for n in names if n not in shared and any(s.get(n) is not None for s in every)]
+    text = "; ".join(f"{name}: {_listed(every[0][name])}" for name in shared)
+    apart = f"; by the job, in the record: {', '.join(differing)}" if differing else ""
+    return f"ours, in every job: {text}{apart}."
+
+
+def _listed(value: Any) -> str:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return str(value)
+    texts = [str(item) for item in value]
+    return ", ".join(texts if len(texts) < 10 else [*texts[:2], "…", texts[-1]])
+
+
+def _with_rows(command: str, rows: Sequence[str]) -> str:
+    """The command for other rows of the same record."""
+    words, kept, inside = shlex.split(command), [], False
+    for word in words:
+        inside = word == "--rows" or (inside and not word.startswith("-"))
+        if not inside:
+            kept.append(word)
+    return shlex.join([*kept, "--rows", *rows])
 
 
 def cell_grid(frame: pd.DataFrame) -> list[list[str]]:

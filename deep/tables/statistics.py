@@ -15,7 +15,8 @@ class Difference:
 
     Attributes:
         mean: Mean over the repetitions.
-        low: Lower end of its 95 % interval; NaN with fewer than two repetitions.
+        low: Lower end of its 95 % interval; NaN with fewer than two repetitions, and where all
+            of them differ by the same.
         high: Upper end.
         p: Two-sided p-value of "no difference"; NaN likewise.
         count: Number of repetitions.
@@ -50,8 +51,8 @@ def paired_difference(
     if count < 2:
         return Difference(mean, math.nan, math.nan, math.nan, count)
     scale = math.sqrt((1 / count + test_over_train) * float(d.var(ddof=1)))
-    if scale == 0:  # all repetitions agree to the last bit
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, count)
+    if scale == 0:  # equal differences say nothing of how much they vary
+        return Difference(mean, math.nan, math.nan, math.nan, count)
     half = scale * float(stats.t.ppf(0.975, count - 1))
     p = 2 * float(stats.t.sf(abs(mean) / scale, count - 1))
     return Difference(mean, mean - half, mean + half, p, count)
