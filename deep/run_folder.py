@@ -34,24 +34,6 @@ _FIXED = ("model", "width", "data", "optimizer")
 _NAMES = ("recipe", "data_dir")  # where settings and data come from, no settings
 # Settings that say where a run came from or how it was watched, not what was trained.
 _NO_DIFFERENCE = ("seed", "recipe", "data_dir", "log_samples")
-
-
-def labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each run: its objective, and what else is not the same in all runs.
-
-    Runs of one name differ in their seeds alone, and in what has no bearing on what was trained.
-    """
-    plain = [
-        {k: v for k, v in r.items() if k not in _NO_DIFFERENCE and not k.startswith("check_")}
-        for r in recipes
-    ]
-    keys = dict.fromkeys(key for r in plain for key in r if key != "objective")
-    varied = [k for k in keys if len({json.dumps(r.get(k)) for r in plain}) > 1]
-    return [
-        ", ".join([str(r["objective"]), *(f"{k} {r.get(k)}" for k in varied)]) for r in plain
-    ]  # fmt: skip
-
-
 _REMEDY = "name a folder or record"
 
 
@@ -234,3 +216,19 @@ def best(lines: list[dict[str, Any]], part: str) -> dict[str, Any] | None:
     """The log's line with the smallest error on "validation" or "test", the first of equals."""
     known = [line for line in lines if line.get(f"{part}_error") is not None]
     return min(known, key=lambda line: line[f"{part}_error"], default=None)
+
+
+def labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each run: its objective, and what else is not the same in all runs.
+
+    Runs of one name differ in their seeds alone, and in what has no bearing on what was trained.
+    """
+    plain = [
+        {k: v for k, v in r.items() if k not in _NO_DIFFERENCE and not k.startswith("check_")}
+        for r in recipes
+    ]
+    keys = dict.fromkeys(key for r in plain for key in r if key != "objective")
+    varied = [k for k in keys if len({json.dumps(r.get(k)) for r in plain}) > 1]
+    return [
+        ", ".join([str(r["objective"]), *(f"{k} {r.get(k)}" for k in varied)]) for r in plain
+    ]  # fmt: skip
