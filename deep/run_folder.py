@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from theory.errors import InputError
-from theory.record import check_writable, json_line, parse_json, read_text, write_json
+from theory.record import check_writable, json_line, parse_json, read_text
 
 RECIPE, LOG, CHECKS, RESULT, WEIGHTS = (
     "recipe.json", "log.jsonl", "checks.jsonl", "result.json", "weights.safetensors",
@@ -37,17 +37,14 @@ _NO_DIFFERENCE = ("seed", "recipe", "data_dir", "log_samples")
 _REMEDY = "name a folder or record"
 
 
-def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
-    """Makes the folder a run's, or finds the same run in it.
+def has_ended(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: bool) -> bool:
+    """Whether the run of these settings in the folder has ended; refuses a folder of another run.
 
     Args:
         folder: The run's.
         settings: All that decides the result, as JSON can hold it.
         resume: Whether to go on with a run that is there.
         force: Whether to go on with other settings, except those that the saved state depends on.
-
-    Returns:
-        Whether the run that is there has ended.
 
     Raises:
         InputError: If there is a run and it is not to go on, or another one, or the folder cannot
@@ -56,7 +53,6 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: boo
     path, settings = folder / RECIPE, json.loads(json.dumps(settings))
     check_writable(folder)
     if not path.exists() or not _trained(folder):
-        write_json(path, settings)
         return False
     if not resume:
         raise InputError(f"{folder} holds a run: add --resume to go on, or name another --out")
@@ -78,8 +74,6 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool, force: boo
             f"the settings of the run in {folder} have changed ({'; '.join(changed.values())}): "
             "restore them, or add --force to go on with the new ones"
         )
-    if changed:
-        write_json(path, settings)
     return ended
 
 

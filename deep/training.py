@@ -35,11 +35,12 @@ from deep.resume import Checkpoints
 from deep.run_folder import (
     CHECKPOINTS,
     LOG,
+    RECIPE,
     RESULT,
     STOPPING,
     WEIGHTS,
-    begin,
     best,
+    has_ended,
     locked,
     read_lines,
 )
@@ -79,7 +80,9 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
 
         def claim() -> bool:
             stack.enter_context(locked(config.folder))
-            return begin(config.folder, config.settings(), resume=config.resume, force=config.force)
+            return has_ended(
+                config.folder, config.settings(), resume=config.resume, force=config.force
+            )
 
         if not wait_for_first(claim):
             _train(config, on_epoch)
@@ -103,8 +106,9 @@ def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) ->
             with recorded(checkpoints.folder):
                 training.load_state_dict(state["training"])
                 watch.load_state_dict(state["watch"])
-    if first:
+    if first:  # not before: settings that are refused leave nothing, and no old run changed
         watch.open()
+        write_json(config.folder / RECIPE, config.settings())
 
     def save() -> None:
         if first:

@@ -265,6 +265,14 @@ def test_changed_settings_are_listed_and_forced(net, whole, stopped, tmp_path, c
     assert "has ended (lr was 0.01, is 0.05" in capsys.readouterr().err
 
 
+def test_settings_that_are_forced_and_refused_change_nothing(net, stopped, tmp_path, capsys):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(flags(net, out, "--resume", "--force", "--alpha", "-1")) == 2
+    assert "alpha is -1" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_what_the_saved_state_depends_on_cannot_be_forced(net, stopped, capsys):
     assert main(flags(net, stopped, "--resume", "--force", "--optimizer", "adamw")) == 2
     assert "cannot go on so (optimizer was sgd, is adamw)" in capsys.readouterr().err
@@ -333,7 +341,8 @@ def test_bad_input_is_one_line_and_leaves_no_result(net, tmp_path, capsys, case)
     assert message in told
     assert told.startswith("error: ")
     assert told.count("\n") == 1
-    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    left = {path.name for path in (tmp_path / "run").glob("*")}
+    assert left <= {"lock"}
 
 
 @pytest.mark.parametrize(
