@@ -63,7 +63,8 @@ class Recipe(Optimization):
     flip: bool = False
     """Images: random mirror images"""
     validation: int = 0
-    """Training examples held out for validation, classes in proportion, the same for every seed"""
+    """Training examples held out for validation, classes in proportion, the same for every seed (of
+    speech, clips: their speakers stay in training too)"""
     seed: int = 0
     """Of initial weights, order of examples, mixing and augmentation"""
     precision: Literal["float32", "bfloat16"] = "float32"

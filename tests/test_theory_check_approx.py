@@ -94,6 +94,7 @@ def test_command_trains_checks_and_writes_everything(net, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.count("error of q̂") == 3
+    assert done.stdout.count("clean loss") == 3
     for name in ("forwards", "q̂ + last layer's bias", "difference quotient", "exact q"):
         assert name in done.stdout
     for claim in ("L_mix = L_std + R", "q̂ ≈ q", "q̂ trains as q does", "Derivatives are right"):

@@ -303,7 +303,9 @@ class _Progress:
         self._bar.total = int(self._total(report.regularizer.get("samples", 0)))
         self._bar.refresh()
         state, value = report.training, {n: c.value for n, c in report.claims.items()}
-        loss = "" if state["train_loss"] is None else f"training loss {state['train_loss']:.3f}, "
+        loss = f"clean loss {report.samples['loss'].mean():.3f}, "
+        if state["train_loss"] is not None:
+            loss += f"training loss {state['train_loss']:.3f}, "
         correlation = float(report.agreement["value"]["pearson"])
         self._bar.write(
             f"epoch {state['epoch']:<5.3g} {loss}error of q̂ {value['q_hat']:.2f} (normalisation "
