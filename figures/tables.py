@@ -125,10 +125,12 @@ def drawings(lines: Sequence[Mapping[str, Any]]) -> dict[str, Drawing]:
             found[f"gains{suffix}"] = Drawing(caption, partial(plot_gains, frame, title))
         if ranked is not None:
             caption = (
-                f"{title}: mean ranks over {ranked.rows} data sets; a bar joins methods that "
+                f"{title}: mean ranks over {ranked.rows} {table.row}s; a bar joins methods that "
                 "Nemenyi's test at 5 % does not tell apart."
             )
-            found[f"ranks{suffix}"] = Drawing(caption, partial(plot_ranks, ranked, title))
+            found[f"ranks{suffix}"] = Drawing(
+                caption, partial(plot_ranks, ranked, title, table.row)
+            )
     return found
 
 
@@ -145,11 +147,11 @@ def plot_gains(frame: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def plot_ranks(found: Ranks, title: str) -> Figure:
+def plot_ranks(found: Ranks, title: str, row: str) -> Figure:
     """`draw_ranks` as a figure of its own."""
     with style():
         figure = new_figure(7.2, 2.3)
         draw_ranks(figure.subplots(), found)
-        text = f"{title}: mean rank by test error over {found.rows} data sets (1 is best)"
+        text = f"{title}: mean rank by test error over {found.rows} {row}s (1 is best)"
         figure.suptitle(text, x=0.01, ha="left", fontweight="bold")
     return figure

@@ -290,6 +290,15 @@ def test_what_is_said_of_table_4_is_what_its_record_says():
     assert min(ranks(rows).pairs.values()) > 0.05
 
 
+def test_what_is_said_of_table_5_is_what_its_record_says():
+    lines = read_lines(ROOT / "results" / "tables" / "5" / "record.jsonl")
+    frame = gains(published(5), measured(lines, "last epoch"))
+    assert (frame["verdict"] == "undecided").all()
+    assert (frame["high"] - frame["low"] > 2 * frame["claimed"].abs()).all()  # "wider"
+    assert frame["claimed"].abs().between(0.095, 2.2).all()  # "0.1 to 2 points"
+    assert {line["data"]["train"] + line["data"]["test"] for line in lines} == {960}
+
+
 def test_what_is_said_claim_by_claim_is_what_the_checks_say():
     checks = {
         path.parent.name: read_reports(path)

@@ -27,12 +27,14 @@ class Published:
 
     Attributes:
         caption: What it is called, in one line.
+        row: What each row is about.
         trials: Repetitions behind each number; None if the talk does not say.
         unit: What the printed spread is taken for.
         rows: The rows by the name that the commands know them by, in the talk's order.
     """
 
     caption: str
+    row: str
     trials: int | None
     unit: str
     rows: dict[str, Row]
@@ -44,6 +46,7 @@ def published(number: int | str) -> Published:
     content = tomllib.loads(text)[str(number)]
     return Published(
         content["caption"],
+        content.get("row", "data set"),
         content.get("trials"),
         content["unit"],
         {

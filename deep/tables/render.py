@@ -34,11 +34,11 @@ def rendered(number: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         rows = measured(lines, selection)
         cell_frame, gain_frame, found = cells(table, rows), gains(table, rows), ranks(rows)
         heading = f", {selection}" if selection else ""
-        grids = [(f"Test error [%]{heading}", cell_grid(cell_frame))]
+        grids = [(f"Test error [%]{heading}", cell_grid(cell_frame, table.row))]
         if len(gain_frame):
-            grids.append((f"What MixupE gains [points]{heading}", gain_grid(gain_frame)))
+            grids.append((f"What MixupE gains [points]{heading}", gain_grid(gain_frame, table.row)))
         if found is not None:
-            grids.append((f"Over {found.rows} data sets{heading}", rank_grid(found)))
+            grids.append((f"Over {found.rows} {table.row}s{heading}", rank_grid(found)))
         text.append(f"## At a glance{heading}\n\n{overview(number, lines, selection)}")
         text += [f"## {title}\n\n{markdown(grid)}" for title, grid in grids]
         tex += [f"% {title}\n{latex(grid)}" for title, grid in grids]
@@ -72,7 +72,7 @@ def overview(number: int, lines: Sequence[Mapping[str, Any]], selection: str | N
         if line["method"] == MIXUPE
     }
     methods = list(METHODS.values())
-    head = ["data set", "talk: ERM / Mixup / MixupE", "ours", *(
+    head = [table.row, "talk: ERM / Mixup / MixupE", "ours", *(
         text for name in BASELINES for text in (f"MixupE − {name} [95 %]", "gain claimed")
     )]  # fmt: skip
     grid = [head]
@@ -143,10 +143,15 @@ def _with_rows(command: str, rows: Sequence[str]) -> str:
     return shlex.join([*kept, "--rows", *rows])
 
 
-def cell_grid(frame: pd.DataFrame) -> list[list[str]]:
-    """`cells` as text: a line a row of the table, three columns a published method, one another."""
+def cell_grid(frame: pd.DataFrame, row: str) -> list[list[str]]:
+    """`cells` as text: a line a row of the table, three columns a published method, one another.
+
+    Args:
+        frame: From `cells`.
+        row: What each row is about.
+    """
     methods = list(dict.fromkeys(frame["method"]))
-    head = ["Data set"]
+    head = [row.capitalize()]
     for method in methods:
         talked = method in METHODS.values()
         head += [f"{method}: talk", "ours", "ours − talk"] if talked else [f"{method}: ours"]
@@ -165,9 +170,11 @@ def cell_grid(frame: pd.DataFrame) -> list[list[str]]:
     return grid
 
 
-def gain_grid(frame: pd.DataFrame) -> list[list[str]]:
-    """`gains` as text, a line a row of the table and comparison."""
-    head = ["Data set", "comparison", "claimed", "ours [95 %]", "p (Holm)", "the gain claimed is"]
+def gain_grid(frame: pd.DataFrame, row: str) -> list[list[str]]:
+    """`gains` as text, a line a row of the table and comparison; arguments as there."""
+    head = [
+        row.capitalize(), "comparison", "claimed", "ours [95 %]", "p (Holm)", "the gain claimed is",
+    ]  # fmt: skip
     return [head] + [
         [
             line["label"], f"{line['method']} − {line['baseline']}", _number(line["claimed"], "+"),
