@@ -106,7 +106,7 @@ def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) ->
             with recorded(checkpoints.folder):
                 training.load_state_dict(state["training"])
                 watch.load_state_dict(state["watch"])
-    if first:  # not before: settings that are refused leave nothing, and no old run changed
+    if first:  # not before: settings that are refused are not written, and change no old run
         watch.open()
         write_json(config.folder / RECIPE, config.settings())
 

@@ -305,6 +305,9 @@ def test_what_is_said_of_table_6_is_what_its_record_says():
     for selection in ("common epoch", "nested"):
         frame = gains(published(6), measured(lines, selection))
         assert not frame["verdict"].str.startswith("reproduced").any()
+    worse = frame[frame["low"] > 0]  # nested
+    assert list(zip(worse["row"], worse["baseline"], strict=True)) == [("IMDB-MULTI", "mixup")]
+    assert (worse["p"] > 0.05).all()
 
 
 def test_what_is_said_claim_by_claim_is_what_the_checks_say():
