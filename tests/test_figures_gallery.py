@@ -43,7 +43,7 @@ def test_every_record_that_has_figures_is_in_the_gallery(entries):
     drawn = {record for entry in entries.values() for record in entry.records}
     kept = {path for path in RESULTS.rglob("*.json*") if path.name != "campaign.json"}
     assert kept - drawn == set((RESULTS / "benchmarks").iterdir())
-    for name in ("mixing", "toy/boundary", "toy/bias", "tables/images", "tables/6/table",
+    for name in ("mixing", "toy/boundary", "toy/bias", "tables/images", "tables/6/table-nested",
                  "check_approx/preact50-digits-mixupe/q", "campaign/small-cifar10/training",
                  "check_approx/mlp-digits-mixupe/orders"):  # fmt: skip
         assert name in entries
