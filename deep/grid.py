@@ -43,7 +43,7 @@ from deep.runner import (
 from deep.slurm import Slurm, queued, submit
 from deep.train import config_of_recipe
 from theory.command import parse_flags, run_command
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.record import check_writable, command_line, environment, write_json
 from theory.report import align
 
@@ -149,9 +149,10 @@ def _cell(name: str, values: Mapping[str, Any], path: Path) -> tuple[Cell, dict[
     """A cell and its settings from what the sweep says of it."""
     values = dict(values)
     recipe = values.pop("recipe", None)
-    unknown = [key for key in values if key not in Recipe.__dataclass_fields__]
-    if unknown:
-        raise InputError(f"sweep {path}: {name} has unknown keys {', '.join(unknown)}: see --help")
+    for key in values:
+        if key not in Recipe.__dataclass_fields__:
+            fault = unknown("key", key, ("recipe", *Recipe.__dataclass_fields__))
+            raise InputError(f"sweep {path}: {name}: {fault}")
     try:
         default = None if recipe is None else config_of_recipe(str(recipe))
         flags = as_flags(values)

@@ -18,7 +18,7 @@ from deep.mixupe import (
     Statistics,
 )
 from deep.models.embedder import Embedder
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.losses import Head
 
 Objective = Literal[
@@ -115,7 +115,7 @@ def build_objective(
             or a form of the loss is asked of an objective that has none to choose.
     """
     if name not in OBJECTIVES:
-        raise InputError(f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
+        raise unknown("objective", name, OBJECTIVES)
     if isinstance(model, Embedder):
         on_head = build_objective(
             name, model.head, head=head, loss=loss, alpha=alpha, beta=beta, lam=lam, eta=eta,

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from deep.loop import Optimization
 from deep.mixup import Lam, LossForm
 from deep.mixupe import Statistics
 from deep.objective import Objective
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.losses import Head
 from theory.record import read_text
 
@@ -167,12 +166,7 @@ def recipe_settings(name: str) -> dict[str, Any]:
     elif name in built_in:
         settings = dict(built_in[name])
     else:
-        close = difflib.get_close_matches(name, built_in, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(
-            f"unknown recipe {name!r}: {hint}choose one of {', '.join(built_in)}, or name a .toml "
-            "file"
-        )
+        raise unknown("recipe", name, built_in, "a .toml file")
     seen = [name]
     while "base" in settings:
         base = settings.pop("base")
@@ -180,13 +174,14 @@ def recipe_settings(name: str) -> dict[str, Any]:
             fault = "leads back to itself" if base in seen else "is no built-in recipe"
             raise InputError(f"recipe {name}: base {base!r} {fault}")
         seen.append(base)
-        settings = {**built_in[base], **settings}
-    known = [field.name for field in dataclasses.fields(Recipe)]
+        inherited = dict(built_in[base])
+        if settings.get("model", inherited.get("model")) != inherited.get("model"):
+            inherited.pop("width", None)  # is that of the base's network
+        settings = {**inherited, **settings}
     for key in settings:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise InputError(f"recipe {name} has an unknown key {key!r}{hint}: see --help")
+        if key not in Recipe.__dataclass_fields__:
+            wrong = unknown("key", key, ("base", *Recipe.__dataclass_fields__))
+            raise InputError(f"recipe {name}: {wrong}")
     return settings
 
 

@@ -26,7 +26,7 @@ class Config:
 
     what: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names as --list shows them (with * and ?), all if none is given; or a record:
-    report.json of theory.check_approx or `Report.to_json`; a folder of deep.train, of such folders;
+    what theory.check_approx or `Report.to_json` wrote; a folder of deep.train, of such folders;
     runs.jsonl of deep.campaign or deep.grid; robustness.json; record.jsonl of deep.table; a study's
     .json; or a folder of these"""
     list: bool = False
@@ -74,9 +74,9 @@ def _chosen(config: Config) -> Sequence[tuple[Path, Mapping[str, Entry]]]:
         chosen.append((folder, of_record(path)))
     if patterns or not records:
         if not config.results.is_dir():
-            missing = f"record {patterns[0]} nor a folder" if patterns else "folder"
+            missing = f"record {patterns[0]}" if patterns else f"folder {config.results}"
             raise InputError(
-                f"there is no {missing} {config.results}: name a record, or --results FOLDER"
+                f"there is no {missing}: name a record, or by --results a folder of records"
             )
         known = gallery(config.results)
         names: dict[str, Entry] = {}

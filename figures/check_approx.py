@@ -44,7 +44,12 @@ def draw_errors(ax: Axes, checks: Sequence[Report]) -> None:
              "homogeneity": "‖homogeneity gap‖"}  # fmt: skip
     for (name, label), color in zip(names.items(), COLORS, strict=False):
         claims = [check.claims[name] for check in checks]
-        ax.plot(epochs, [claim.value for claim in claims], "o-", ms=4, color=color, label=label)
+        # On top and dashed, as one gap is often all of the error.
+        line, order = ("o--", 3) if name == "q_hat" else ("o-", 2)
+        ax.plot(
+            epochs, [claim.value for claim in claims], line, ms=4, color=color, label=label,
+            zorder=order,
+        )  # fmt: skip
         ax.fill_between(
             epochs, [c.low for c in claims], [c.high for c in claims], color=color, alpha=0.15, lw=0
         )
@@ -161,7 +166,7 @@ _CAPTIONS = {
     "remainders": "What order K leaves out of the loss and of the network, against the distance a "
     "on the way to the partner.",
     "convergence": "Share of the law of a = 1 − λ that lies inside the Taylor series' radius of "
-    "convergence, over the examples.",
+    "convergence, over the examples; what the kinks of ReLU or max-pooling add, no series sees.",
     "regions": "Linear regions of the network that segments between examples cross.",
     "kinks": "R of each example, split into what its own linear region gives and what the kinks "
     "between regions add.",

@@ -15,7 +15,7 @@ from deep.run_folder import RECIPE, read_lines, read_object
 from figures import check_approx, deformations, losses, mixing, published, studies, tables, training
 from figures.drawing import Drawing
 from figures.runs import RECORD, read_runs
-from theory.record import recorded
+from theory.record import parse_json, read_text, recorded
 from theory.report import read_reports
 
 _REPORT, _ROBUSTNESS = "report.json", "robustness.json"
@@ -38,9 +38,9 @@ def of_record(path: Path) -> dict[str, Entry]:
     """The figures of one record, or of a folder that holds records side by side.
 
     Args:
-        path: report.json of theory.check_approx; a folder of deep.train, or of such folders;
-            runs.jsonl of deep.campaign, robustness.json of deep.robustness, record.jsonl of
-            deep.table, a study's .json; or a folder with some of these.
+        path: A report of theory.check_approx, by any name; a folder of deep.train, or of such
+            folders; runs.jsonl of deep.campaign, robustness.json of deep.robustness, record.jsonl
+            of deep.table, a study's .json; or a folder with some of these.
 
     Raises:
         InputError: If it is no record that can be drawn.
@@ -54,7 +54,7 @@ def of_record(path: Path) -> dict[str, Entry]:
             found |= of_record(file)
         return found or _entries(path, _of_runs(path))
     with recorded(path):
-        return _entries(path, _KINDS.get(path.name, _of_study)(path))
+        return _entries(path, _KINDS.get(path.name, _of_json)(path))
 
 
 def _entries(path: Path, drawings: Mapping[str, Drawing]) -> dict[str, Entry]:
@@ -69,7 +69,11 @@ def _of_runs(path: Path) -> dict[str, Drawing]:
     }
 
 
-def _of_study(path: Path) -> dict[str, Drawing]:
+def _of_json(path: Path) -> dict[str, Drawing]:
+    """Of a report by whatever name, or of a study."""
+    content = parse_json(read_text(path, "", "name a record"), path)
+    if isinstance(content, dict) and "schema_version" in content:
+        return check_approx.drawings(read_reports(path))
     return studies.drawings(studies.read(path))
 
 

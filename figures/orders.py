@@ -23,7 +23,11 @@ def draw_orders(ax: Axes, checks: Sequence[Report]) -> None:
     ax.axhline(found["tangent"], color=COLORS[2], lw=1.0, ls="--", label="tangent's share")
     if max(map(abs, found["composite"] + found["nested"])) > 10 * abs(found["r"]) > 0:
         # Linear around R, so that an expansion that explodes does not flatten all else.
-        ax.set_yscale("symlog", linthresh=3 * abs(found["r"]))
+        linear = 3 * abs(found["r"])
+        ax.set_yscale("symlog", linthresh=linear)
+        low, high = (pick(*found["composite"], *found["nested"], found["r"]) for pick in (min, max))
+        ax.set_ylim(min(2 * low, -linear / 3), max(2 * high, linear / 3))
+        ax.axhspan(-linear, linear, color="0.95", zorder=0, label="linear scale")
     ax.set_xticks(orders if len(orders) <= 10 else orders[::2])
     ax.set(xlabel="order K", ylabel="R_K   [nats]", title=f"Order by order, {when(checks[-1])}")
     legend_below(ax)
@@ -65,8 +69,8 @@ def draw_convergence(ax: Axes, checks: Sequence[Report]) -> None:
             x=inside, ax=ax, color=color, label=f"{when(check)}: median radius {radius:.2g}"
         )
     if min(min(check.orders["convergence"]["mass_inside_of_sample"]) for check in shown) > 0.999:
-        ax.text(0.5, 0.5, "all of a's law lies inside the radius", ha="center", va="center",
-                transform=ax.transAxes)  # fmt: skip
+        text = "for every example more than 99.9 %\nof a's law lies inside the radius"
+        ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
     ax.set(
         xlim=(-0.02, 1.02), xlabel="mass of a inside the radius", ylabel="share of the samples",
         title="Where the series converges",

@@ -165,13 +165,15 @@ def plot_layers(rows: Sequence[Row], most: int = 6) -> Figure:
     largest = (signed.abs() if sizes.isna().all(axis=None) else sizes).mean()
     # What no layer accounts for is rounding, unless the network hides something from hooks.
     largest = largest[largest > 1e-3 * largest.max()]
+    kinds = {part["layer"]: part["kind"] for row in rows for part in row["attribution"]}
     named = list(largest.nlargest(most).index)
     with style():
         figure = new_figure(7.2, 4.4)
         axes = figure.subplots(2, 2, sharex=True, height_ratios=(5, 1))
         left, right = axes[0]
         for layer, color, marker in zip(named, COLORS, MARKERS, strict=False):
-            left.plot(epochs, signed[layer], f"{marker}-", ms=3.5, lw=1.2, color=color, label=layer)
+            label = f"{layer} {kinds[layer]}" if layer.isdigit() else layer  # of nn.Sequential
+            left.plot(epochs, signed[layer], f"{marker}-", ms=3.5, lw=1.2, color=color, label=label)
             right.plot(epochs, sizes[layer], f"{marker}-", ms=3.5, lw=1.2, color=color)
         rest = signed.drop(columns=named)
         if rest.shape[1]:

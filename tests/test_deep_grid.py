@@ -132,7 +132,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
     [
         ("seeds = [0]\n", "no rows"),
         ('[rows.a]\nrecipe = "quik-digits"\n', "did you mean quick-digits"),
-        ("[rows.a]\nalhpa = 1\n", "unknown keys alhpa"),
+        ("[rows.a]\nalhpa = 1\n", "unknown key 'alhpa': did you mean alpha?"),
         ("[rows.a]\nalpha = -1\n[grid]\neta = 3\n", "eta in [grid] is no list"),
         ("[rows.a]\n[rows.b]\n", "twice"),
         ("rows = 3\n", "alone"),

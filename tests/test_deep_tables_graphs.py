@@ -137,7 +137,7 @@ def test_all_rows_and_methods_make_a_job_each():
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        ({"rows": ("DD",)}, "unknown row 'DD': choose from MUTAG"),
+        ({"rows": ("DD",)}, "unknown row 'DD': choose one of MUTAG"),
         ({"epochs": 0}, "epochs is 0"),
         ({"width": 0}, "width is 0"),
         ({"steps": 0}, "steps is 0"),

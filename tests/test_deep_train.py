@@ -348,7 +348,7 @@ def test_bad_input_is_one_line_and_leaves_no_result(net, tmp_path, capsys, case)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lrr = 0.1", "has an unknown key 'lrr' (did you mean lr?)"),
+        ("lrr = 0.1", "unknown key 'lrr': did you mean lr? choose one of base, "),
         ('lr = "fast"', "lr"),
         ('base = "own"', "base 'own' is no built-in recipe"),
         ("lr = ", "is no TOML"),
@@ -363,6 +363,17 @@ def test_bad_recipes_are_one_line(tmp_path, capsys, text, message):
     assert message in told
     assert told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_s_own_network_does_not_take_the_width_of_its_base(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('base = "quick-digits"\nmodel = "net.py:factory"\n')
+    assert recipe_settings("quick-digits")["width"] == 8
+    assert "width" not in recipe_settings(str(path))
+    path.write_text('base = "quick-digits"\nepochs = 2\n')
+    assert recipe_settings(str(path))["width"] == 8
+    path.write_text('base = "quick-digits"\nmodel = "wrn28-10"\nwidth = 1\n')
+    assert recipe_settings(str(path))["width"] == 1
 
 
 def test_networks_that_do_not_fit_are_one_line(net, tmp_path, capsys):

@@ -128,6 +128,12 @@ def test_a_folder_of_several_records_is_drawn_whole(tmp_path):
     assert {"losses", "training", "q", "overview"} <= set(of_record(tmp_path))
 
 
+def test_a_report_is_drawn_by_whatever_name(tmp_path):
+    source = RESULTS / "check_approx" / "gin-MUTAG-mixupe-paper" / "report.json"
+    shutil.copy(source, tmp_path / "mine.json")
+    assert of_record(tmp_path / "mine.json").keys() == of_record(source).keys()
+
+
 def test_a_folder_of_studies_is_drawn():
     folder = RESULTS / "generalization" / "logistic-synthetic"
     assert {entry.records[0] for entry in of_record(folder).values()} == {
@@ -142,11 +148,8 @@ def test_a_folder_of_studies_is_drawn():
             ["toy/nothing"],
             "no figure or record is called toy/nothing: see python -m figures --list",
         ),
-        (["--results", "nowhere"], "there is no folder nowhere: name a record, or --results"),
-        (
-            ["gone.json", "--results", "nowhere"],
-            "no record gone.json nor a folder nowhere: name a record, or --results",
-        ),
+        (["--results", "nowhere"], "there is no folder nowhere: name a record, or by --results"),
+        (["gone.json", "--results", "nowhere"], "there is no record gone.json: name a record"),
         (["bad.json"], "bad.json is no record that can be drawn"),
         (["torn.json"], "torn.json is no JSON"),
     ],

@@ -404,6 +404,13 @@ BAD = {
     "order zero": (small, [(X, Y)], {"order": 0}, "order is 0"),
     "unknown head": (small, [(X, Y)], {"head": "tanh"}, "unknown head"),
     "unknown mode": (small, [(X, Y)], {"batch_norm": "train"}, "unknown batch-norm mode"),
+    "no running statistics": (
+        lambda: nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)),
+        [(X, Y)],
+        {},
+        "BatchNorm1d '0' keeps no running statistics",
+    ),
+    "half an order": (small, [(X, Y)], {"order": 1.5}, "order is 1.5: it must be a whole number"),
     "order 2 in batch mode": (small, [(X, Y)], {"batch_norm": "batch", "order": 2}, "refused"),
     "no samples": (small, [], {}, "no samples"),
     "empty batch": (small, [(X[:0], Y[:0])], {}, "no samples"),

@@ -228,6 +228,8 @@ def a_file(folder):
 BAD = {
     "no model": (["--samples", "3"], "--model"),
     "unknown flag": (["--model", "lenet", "--foo", "3"], "--foo"),
+    "misspelled flag": (["--model", "lenet", "--sampls", "3"], "perhaps you meant --samples"),
+    "misspelled, then missing": (["--modle", "lenet"], "error: Unrecognized options: --modle"),
     "unknown choice": (["--model", "lenet", "--head", "tanh"], "--head"),
     "no number": (["--model", "lenet", "--alpha", "x"], "--alpha"),
     "unknown model": (["--model", "preact5"], "did you mean preact50"),
@@ -254,7 +256,10 @@ BAD = {
     ),
     "device": (["--model", "lenet", "--device", "cuda:99"], "--device cuda:99"),
     "unknown device": (["--model", "lenet", "--device", "toaster"], "--device toaster"),
-    "unknown data": (["--model", "lenet", "--data", "mnist1"], "unknown data set"),
+    "unknown data": (
+        ["--model", "lenet", "--data", "mnist1"],
+        "unknown data set 'mnist1': did you mean mnist?",
+    ),
     "missing data folder": (
         ["--model", "lenet", "--data", "cifar10", "--data-dir", "{dir}/no"],
         "{dir}/no",
@@ -264,7 +269,7 @@ BAD = {
     "pair-seconds": (["--model", "lenet", "--pair-seconds", "-1"], "--pair-seconds is -1"),
     "tolerance zero": (["--model", "lenet", "--tolerance", "0"], "--tolerance is 0"),
     "tolerance nan": (["--model", "lenet", "--tolerance", "nan"], "--tolerance is nan"),
-    "bad condition": (["--model", "lenet", "--fail-on", "q>1"], "--fail-on"),
+    "bad condition": (["--model", "lenet", "--fail-on", "qhat>1"], "did you mean q_hat?"),
     "diverging": (["--model", "{net}:net", "--lr", "1e30", "--no-gradients"], "learning rate"),
 }
 

@@ -166,6 +166,17 @@ def test_table_lines_up_though_hats_take_no_column(report):
             assert shown[start] != " "
 
 
+def test_bounds_and_notes_that_differ_between_checks_say_whose_they_are(report):
+    identity = report.claims["identity"]
+    other = replace(identity, threshold=2 * identity.threshold, note="another")
+    later = replace(report, claims={**report.claims, "identity": other})
+    lines = claims_table([report, later]).splitlines()
+    (row,) = [line for line in lines if line.startswith("identity ")]
+    assert f"≤ {identity.threshold:.3g}, {2 * identity.threshold:.3g}  " in row
+    assert "identity, measured: another" in lines
+    assert not any("e-06, " in line for line in lines if line.startswith("self_check"))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

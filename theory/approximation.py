@@ -23,7 +23,7 @@ from theory.expectation import Sampling, sampled_regularizer
 from theory.kinks import segment_regularizer
 from theory.losses import Head, as_targets
 from theory.mixing import relabelled_law
-from theory.network import BatchNormMode, copy_in, evaluating
+from theory.network import BatchNormMode, copy_in, evaluating, refuse_coupled
 from theory.orders import draw_pairs, measure_orders
 from theory.probe import measure_alignment, measure_first_order
 from theory.regularizer import PairSettings, measure_theorem_1
@@ -134,8 +134,8 @@ def check_approximation(
         "max_pieces": max_pieces,
     }
     for name, number in counts.items():
-        if number is not None and number < 1:
-            raise InputError(f"{name} is {number}: it must be at least 1")
+        if number is not None and (number != int(number) or number < 1):
+            raise InputError(f"{name} is {number}: it must be a whole number, at least 1")
     if order > MOST_ORDERS:
         raise InputError(
             f"order is {order}: a check takes at most {MOST_ORDERS}, as the nested expansion costs "
@@ -152,6 +152,8 @@ def check_approximation(
             "examples, so that none has a series of its own; use order=1 or batch_norm='eval'"
         )
     model = _checked_model(model, dtype)
+    if batch_norm == "eval":
+        refuse_coupled(model)
     examples = _gather(model, data, mean, head, batch_size)
     progress = on_progress or (lambda rows: None)
 

@@ -93,13 +93,20 @@ def run_command(
 
 
 def _one_line(box: str) -> str:
-    """The message inside the box that tyro draws around an error."""
-    lines = [line.strip("│| \n") for line in box.splitlines()[1:]]
-    body: list[str] = []
-    for line in lines:
-        blank = not line.strip("╭╮╰╯─-+")  # a rule, or the frame itself
-        if (blank and body) or line.startswith("For full helptext"):
-            break
-        if not blank:
-            body.append(line)
-    return " ".join(" ".join(body).split()).rstrip(".") or "these flags cannot be read"
+    """What is said inside the box that tyro draws around an error, its hints as bare names."""
+    sections: list[list[str]] = [[]]
+    for line in (line.strip("│| \n") for line in box.splitlines()[1:]):
+        if not line.strip("╭╮╰╯─-+"):  # a rule, or the frame itself
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    told = []
+    for lines in sections:
+        text = " ".join(" ".join(lines).split()).rstrip(".")
+        if text.startswith("Perhaps you meant:"):
+            names = [line.split()[0] for line in lines if line.startswith("--")]
+            told.append(f"perhaps you meant {' or '.join(names)}")
+        elif text and not text.startswith("For full helptext"):
+            told.append(text)
+    told.sort(key=lambda text: not text.startswith("Unrecognized"))  # explains what is missing
+    return "; ".join(told) or "these flags cannot be read"

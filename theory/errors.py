@@ -1,4 +1,7 @@
-"""The one exception that stands for bad input."""
+"""The one exception that stands for bad input, and its commonest form."""
+
+import difflib
+from collections.abc import Iterable
 
 _LONGEST = 2000  # characters of a message
 
@@ -17,3 +20,19 @@ class InputError(ValueError):
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
         super().__init__(line)
+
+
+def unknown(what: str, name: object, known: Iterable[str], more: str = "") -> InputError:
+    """The error of a name that is none of those known; it suggests the nearest one.
+
+    Args:
+        what: What has such a name.
+        name: The unknown one.
+        known: Those that may be chosen.
+        more: What may be given besides.
+    """
+    by_lower = {choice.lower(): choice for choice in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    hint = f"did you mean {by_lower[close[0]]}? " if close else ""
+    choices = ", ".join([*by_lower.values(), *([f"or {more}"] if more else [])])
+    return InputError(f"unknown {what} {name!r}: {hint}choose one of {choices}")

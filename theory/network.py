@@ -74,6 +74,21 @@ def count_logits(model: nn.Module, x: Any) -> int:
         return f(x).shape[1]
 
 
+def refuse_coupled(model: nn.Module) -> None:
+    """Refuses batch norm that has the statistics of the batch alone, also in evaluation mode.
+
+    Raises:
+        InputError: If there is such a layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise InputError(
+                f"{type(module).__name__} {name!r} keeps no running statistics, so the examples "
+                "of a batch are coupled: build it with track_running_stats=True, or measure with "
+                "batch_norm='batch'"
+            )
+
+
 def copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the model whose floating-point parameters and buffers have another type.
 

@@ -31,7 +31,7 @@ from theory.corrections import (
 from theory.errors import InputError
 from theory.first_order import FirstOrder, first_order, first_order_coupled
 from theory.losses import Head, as_targets
-from theory.network import BatchNormMode, Function, count_logits, evaluating
+from theory.network import BatchNormMode, Function, count_logits, evaluating, refuse_coupled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Rows = Callable[[int], None]
@@ -210,6 +210,8 @@ def measure_probe(
         )
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: it must be at least 1")
+    if batch_norm == "eval":
+        refuse_coupled(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     x, mean = (part.to(like.device, like.dtype) for part in (x, mean))
     classes = count_logits(model, x[:1])

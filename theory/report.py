@@ -247,9 +247,13 @@ def tabulate_claims(
     """
     rows = [["name", "claim", "measured as", "holds if", *titles]]
     for name, claim in columns[-1].items():
-        cells = (_cell(claims[name]) for claims in columns)
-        rows.append([name, claim.statement, claim.measure, _bound(claim), *cells])
-    notes = [f"{name}: {claim.note}" for name, claim in columns[-1].items() if claim.note]
+        found = [claims[name] for claims in columns]
+        rows.append([name, claim.statement, claim.measure, _bound(found), *map(_cell, found)])
+    notes = [
+        f"{name}{_when(titles, [claims[name] for claims in columns])}: {claim.note}"
+        for name, claim in columns[-1].items()
+        if claim.note
+    ]
     if any(not math.isnan(claim.low) for claims in columns for claim in claims.values()):
         notes.append(f"[low, high]: {interval}")
     return "\n".join([*align(rows), *notes])
@@ -257,15 +261,15 @@ def tabulate_claims(
 
 def claims_html(reports: Sequence[Report]) -> str:
     """The claims of reports as an HTML table with its notes, the verdicts beside the claims."""
-    last = reports[-1].claims
-    rows: list[list[str]] = [["claim", *_titles(reports), "measured as", "holds if"]]
+    last, titles = reports[-1].claims, _titles(reports)
+    rows: list[list[str]] = [["claim", *titles, "measured as", "holds if"]]
+    notes: list[str] = []
     for name, claim in last.items():
-        cells = [
-            html.verdict(found.verdict, _value(found))
-            for found in (report.claims[name] for report in reports)
-        ]
-        rows.append([claim.statement, *cells, claim.measure, _bound(claim)])
-    notes = [f"{claim.statement}: {claim.note}" for claim in last.values() if claim.note]
+        found = [report.claims[name] for report in reports]
+        cells = [html.verdict(one.verdict, _value(one)) for one in found]
+        rows.append([claim.statement, *cells, claim.measure, _bound(found)])
+        if claim.note:
+            notes.append(f"{claim.statement}{_when(titles, found)}: {claim.note}")
     notes.append("[low, high]: 95 % bootstrap interval over the samples")
     return html.table(rows) + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
@@ -387,5 +391,13 @@ def _value(claim: Claim) -> str:
     return f" {claim.value:.3g}{interval}"
 
 
-def _bound(claim: Claim) -> str:
-    return f"{'≤' if claim.comparison == '<=' else '≥'} {claim.threshold:.3g}"
+def _bound(found: Sequence[Claim]) -> str:
+    """The bound of a claim, or each case's own where they differ."""
+    bounds = [f"{claim.threshold:.3g}" for claim in found]
+    numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])
+    return f"{'≤' if found[-1].comparison == '<=' else '≥'} {numbers}"
+
+
+def _when(titles: Sequence[str], found: Sequence[Claim]) -> str:
+    """Which case a claim's last note is about, if the others have another."""
+    return "" if len({claim.note for claim in found}) == 1 else f", {titles[-1]}"

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from theory.agreement import COMPARISONS, Estimate, Reduced, bootstrapped, relative_size
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.report import Claim, Report
 
 
@@ -229,9 +229,7 @@ def parse_condition(text: str) -> tuple[str, str, float]:
     except ValueError:
         raise InputError(f"--fail-on {text!r} is no condition: write it as q_hat>0.5") from None
     if match[1] not in CONDITION_NAMES:
-        raise InputError(
-            f"--fail-on names {match[1]!r}: choose one of {', '.join(CONDITION_NAMES)}"
-        )
+        raise unknown("name in --fail-on", match[1], CONDITION_NAMES)
     return match[1], match[2], bound
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.record import read_text
 
 NAMES = ("skewed", "soudry", "clouds", "moons", "rings", "digits", "cancer")
@@ -229,4 +229,4 @@ def load(name: str, seed: int = 0, n: int = 40, d: int = 2, margin: float = 1.0)
         x, label = datasets.load_breast_cancer(return_X_y=True)
         x = (x - x.mean(axis=0)) / x.std(axis=0)
         return ToyData(name, x, 2.0 * label - 1.0).with_bias()
-    raise InputError(f"unknown data {name!r}; choose one of {', '.join(NAMES)}, or a .csv file")
+    raise unknown("data", name, NAMES, "a .csv file")

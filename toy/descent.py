@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.special import expit
 
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from toy.objective import Objective, slopes
 from toy.pairs import Mixing
 
@@ -58,9 +58,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            raise InputError(
-                f"unknown algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}"
-            )
+            raise unknown("algorithm", self.algorithm, ALGORITHMS)
         if self.step is not None and not (np.isfinite(self.step) and self.step > 0):
             raise InputError(f"the step size is {self.step}: choose a positive number")
         if min(self.steps, self.batch, self.records) < 1 or not 0.0 <= self.momentum < 1.0:

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.mixing import beta_law
 from toy import pairs
 from toy.data import ToyData
@@ -109,9 +109,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise InputError(
-                f"unknown protocol {self.protocol!r}; choose one of {', '.join(PROTOCOLS)}"
-            )
+            raise unknown("protocol", self.protocol, PROTOCOLS)
         if not self.diagonal and len(self.data.y) < 2:
             raise InputError("without the diagonal at least two points are needed")
         self.mixing()

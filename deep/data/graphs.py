@@ -18,7 +18,7 @@ from deep.data.examples import Examples, in_proportion
 from deep.data.files import source_line
 from deep.data.graph_batches import Graphs, Pooling
 from deep.data.graph_files import GraphFile, find_graphs, read_tu_zip
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 
 # Name -> TUDataset's names for the same graphs. Its PTC is four sets, none of which is this one.
 _TU_NAMES: dict[str, tuple[str, ...]] = {
@@ -115,7 +115,7 @@ def _canonical(name: str) -> str:
     for known in GRAPH_SETS:
         if known.casefold() == name.casefold():
             return known
-    raise InputError(f"unknown graph set {name!r}; choose one of {', '.join(GRAPH_SETS)}")
+    raise unknown("graph set", name, GRAPH_SETS)
 
 
 def _assembled(found: GraphFile, pooling: Pooling) -> tuple[Graphs, Int64[Tensor, " graphs"]]:

@@ -15,7 +15,7 @@ from deep.data.download import REMOTE_FILES, fetch
 from deep.data.examples import Examples
 from deep.data.files import source_line
 from deep.data.published import Published, read_cifar10, read_cifar100, read_svhn
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 
 _DIGITS_SPLIT_SEED = 0
 _READERS: dict[str, tuple[Callable[[Path], Published], int]] = {
@@ -63,7 +63,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
             range, or a failed download.
     """
     if name not in IMAGE_SETS:
-        raise InputError(f"unknown image set {name!r}; choose one of {', '.join(IMAGE_SETS)}")
+        raise unknown("image set", name, IMAGE_SETS)
     if name == "digits":
         if data_dir is not None:
             raise InputError("digits come with scikit-learn; drop --data-dir or name another set")

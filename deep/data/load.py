@@ -8,7 +8,7 @@ from deep.data.graphs import GRAPH_SETS, load_graph_examples
 from deep.data.images import IMAGE_SETS, load_images
 from deep.data.speech import SPEECH_SETS, load_speech
 from deep.data.tabular import TABLES, load_table_examples
-from theory.errors import InputError
+from theory.errors import unknown
 
 # One kind of data a line: its names, and what loads one of them.
 _KINDS: tuple[tuple[tuple[str, ...], Callable[[str, str | Path | None], Examples]], ...] = (
@@ -36,4 +36,4 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> Examples:
         for known in names:
             if known.casefold() == name.casefold():
                 return load(known, data_dir)
-    raise InputError(f"unknown data set {name!r}; choose one of {', '.join(DATA_SETS)}")
+    raise unknown("data set", name, DATA_SETS)

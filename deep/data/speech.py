@@ -27,7 +27,7 @@ from torch import Tensor
 from deep.data.download import REMOTE_FILES, fetch
 from deep.data.examples import Examples
 from deep.data.files import reading, source_line, tar_files
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 
 RATE = 16_000
 WINDOW, HOP = 320, 160  # samples: 20 ms and 10 ms
@@ -95,7 +95,7 @@ def load_speech(name: str, data_dir: str | Path | None = None, fold: int = 0) ->
             download, or a clip that is not 16 kHz, 16 bit, mono and at most one second.
     """
     if name not in SPEECH_SETS:
-        raise InputError(f"unknown speech set {name!r}; choose one of {', '.join(SPEECH_SETS)}")
+        raise unknown("speech set", name, SPEECH_SETS)
     if not 0 <= fold < FOLDS:
         raise InputError(f"fold is {fold}: there are {FOLDS}, from 0 to {FOLDS - 1}")
     if data_dir is not None:

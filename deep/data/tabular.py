@@ -24,7 +24,7 @@ from deep.data.arff import read_arff
 from deep.data.examples import Examples, in_proportion
 from deep.data.files import reading, source_line
 from deep.data.idx import read_idx
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 
 _ABALONE = ("sex", "length", "diameter", "height", "whole", "shucked", "viscera", "shell", "rings")
 _ABALONE_SEXES = ("M", "F", "I")
@@ -117,7 +117,7 @@ def load_table(name: str, data_dir: str | Path | None = None) -> Table:
             table's, or a failed download.
     """
     if name not in _SETS:
-        raise InputError(f"unknown table {name!r}; choose one of {', '.join(TABLES)}")
+        raise unknown("table", name, TABLES)
     if data_dir is None:
         features, target, source = _from_openml(name)
     else:

@@ -4,7 +4,6 @@
 `resolve_model` takes a registry name or `path/to/file.py:factory`.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from deep.models.mlp import MLP
 from deep.models.preact_resnet import PreActResNet
 from deep.models.vgg import VGG
 from deep.models.wide_resnet import WideResNet
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 
 # Each takes num_classes and in_channels, and where they mean something image_size and width.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -64,12 +63,7 @@ def build_model(
             the network, or a width is given to a network that has no such choice.
     """
     if name not in MODELS:
-        close = difflib.get_close_matches(name.lower(), MODELS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(
-            f"unknown model {name!r}: {hint}choose one of {', '.join(MODELS)}, "
-            "or path/to/file.py:factory"
-        )
+        raise unknown("model", name, MODELS, "path/to/file.py:factory")
     size = _height_and_width(image_size)
     numbers = {"num_classes": num_classes, "in_channels": in_channels, "image_size": min(size)}
     if width is not None:

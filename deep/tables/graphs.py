@@ -36,7 +36,7 @@ from deep.data.graphs import GRAPH_SETS, load_graphs
 from deep.graph_training import Evaluation, GraphTraining, Schedule
 from deep.stacked import Method
 from deep.tables.jobs import Job, Progress, TableConfig
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 
 ROWS = ("MUTAG", "NCI1", "PTC", "PROTEINS", "IMDB-BINARY", "IMDB-MULTI")
 FOLDS = 10
@@ -214,7 +214,7 @@ class GraphsConfig(TableConfig):
         known = {name.casefold(): name for name in GRAPH_SETS}
         for row in self.rows:
             if row.casefold() not in known:
-                raise InputError(f"unknown row {row!r}: choose from {', '.join(GRAPH_SETS)}")
+                raise unknown("row", row, GRAPH_SETS)
         if self.epochs < 1:
             raise InputError(f"epochs is {self.epochs}: it must be at least 1")
         schedules = [

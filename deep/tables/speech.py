@@ -34,7 +34,7 @@ from deep.models import build_model
 from deep.objective import OBJECTIVES, Objective, build_objective
 from deep.processes import choose_device
 from deep.tables.jobs import Job, Progress, TableConfig
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.losses import as_targets
 from theory.mixing import beta_law
 
@@ -79,10 +79,11 @@ class SpeechConfig(TableConfig):
         Raises:
             InputError: If a flag is out of range or a row unknown.
         """
-        if unknown := [row for row in self.rows if row not in ARCHITECTURES]:
-            raise InputError(f"unknown row {unknown[0]!r}: choose from {', '.join(ARCHITECTURES)}")
+        for row in self.rows:
+            if row not in ARCHITECTURES:
+                raise unknown("row", row, ARCHITECTURES)
         if self.data not in SPEECH_SETS:
-            raise InputError(f"unknown data {self.data!r}: choose one of {', '.join(SPEECH_SETS)}")
+            raise unknown("data", self.data, SPEECH_SETS)
         known = set(self.methods) & set(OBJECTIVES)
         if not known or len(known) < len(self.methods):
             raise InputError(

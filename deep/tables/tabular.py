@@ -31,7 +31,7 @@ from deep.data.tabular import TABLES, Table, load_table, prepare, split, table_s
 from deep.loop import Optimization
 from deep.stacked import METHODS, TAU, Method, Part, Run, outcomes, steps_an_epoch, trained
 from deep.tables.jobs import Job, Progress, TableConfig
-from theory.errors import InputError
+from theory.errors import InputError, unknown
 from theory.mixing import beta_law
 
 _BOTH = ("alpha", "eta")
@@ -81,7 +81,7 @@ class TabularConfig(TableConfig):
         """
         for row in self.rows:
             if row not in TABLES:
-                raise InputError(f"unknown row {row!r}; choose of {', '.join(TABLES)}")
+                raise unknown("row", row, TABLES)
         for name in ("methods", "seeds", "alphas", "etas", "width", "large_seeds"):
             value = getattr(self, name)
             if not value or (isinstance(value, int) and value < 1):
