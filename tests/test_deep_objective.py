@@ -696,7 +696,11 @@ def test_build_objective_builds_by_name():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mixup+", {}, "unknown objective 'mixup\\+': did you mean mixup. choose one of erm, mixup, "),
+        (
+            "mixup+",
+            {},
+            "unknown objective 'mixup\\+': did you mean mixup. choose one of erm, mixup, ",
+        ),
         ("mixup", {"alpha": 0.0}, "alpha is 0"),
         ("mixup", {"alpha": float("nan")}, "alpha is nan"),
         ("mixupe-paper", {"beta": -1.0}, "beta is -1"),
