@@ -410,6 +410,7 @@ BAD = {
         {},
         "BatchNorm1d '0' keeps no running statistics",
     ),
+    "infinite order": (small, [(X, Y)], {"order": math.inf}, "order is inf: it must be a whole"),
     "half an order": (small, [(X, Y)], {"order": 1.5}, "order is 1.5: it must be a whole number"),
     "order 2 in batch mode": (small, [(X, Y)], {"batch_norm": "batch", "order": 2}, "refused"),
     "no samples": (small, [], {}, "no samples"),

@@ -8,6 +8,7 @@ around it.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -134,7 +135,7 @@ def check_approximation(
         "max_pieces": max_pieces,
     }
     for name, number in counts.items():
-        if number is not None and (number != int(number) or number < 1):
+        if number is not None and (not isinstance(number, Integral) or number < 1):
             raise InputError(f"{name} is {number}: it must be a whole number, at least 1")
     if order > MOST_ORDERS:
         raise InputError(

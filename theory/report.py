@@ -246,14 +246,12 @@ def tabulate_claims(
         interval: What the intervals are.
     """
     rows = [["name", "claim", "measured as", "holds if", *titles]]
+    notes: list[str] = []
     for name, claim in columns[-1].items():
         found = [claims[name] for claims in columns]
         rows.append([name, claim.statement, claim.measure, _bound(found), *map(_cell, found)])
-    notes = [
-        f"{name}{_when(titles, [claims[name] for claims in columns])}: {claim.note}"
-        for name, claim in columns[-1].items()
-        if claim.note
-    ]
+        if claim.note:
+            notes.append(f"{name}{_when(titles, found)}: {claim.note}")
     if any(not math.isnan(claim.low) for claims in columns for claim in claims.values()):
         notes.append(f"[low, high]: {interval}")
     return "\n".join([*align(rows), *notes])
