@@ -25,7 +25,7 @@ from deep.runner import RUNS, Cell, carry_out, collected_signals, shared_threads
 from deep.train import config_of_recipe
 from deep.training import prepare
 from theory.command import run_command
-from theory.errors import InputError
+from theory.errors import InputError, check_positive
 from theory.record import (
     check_writable,
     command_line,
@@ -143,10 +143,8 @@ def _check(config: Config) -> None:
             raise InputError(f"--{name} is {value}: it must be at least 1")
     for name in ("budget_minutes", "minutes"):
         value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(
-                f"--{name.replace('_', '-')} is {value}: it must be positive and finite"
-            )
+        if value is not None:
+            check_positive(f"--{name.replace('_', '-')}", value)
 
 
 def _seconds_per_epoch(config: Config, threads: int) -> dict[str, float]:

@@ -38,12 +38,13 @@ from deep.runner import (
     carry_out,
     collected_signals,
     gather,
+    gathered,
     shared_threads,
 )
 from deep.slurm import Slurm, queued, submit
 from deep.train import config_of_recipe
 from theory.command import parse_flags, run_command
-from theory.errors import InputError, unknown
+from theory.errors import InputError, check_positive, unknown
 from theory.record import check_writable, command_line, environment, write_json
 from theory.report import align
 
@@ -131,6 +132,8 @@ def read_sweep(path: Path) -> dict[Cell, dict[str, Any]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"sweep {path}: {key} in [grid] is no list of values: make it one")
+    if any("seed" in table for table in (grid, *rows.values())):
+        raise InputError(f"sweep {path} has a seed among other keys: name it in seeds = […]")
     count = math.prod(map(len, (seeds, rows, *grid.values())))
     if count > _MOST_CELLS:
         raise InputError(f"sweep {path} has {count} cells, more than {_MOST_CELLS}: split it")
@@ -179,12 +182,15 @@ def states(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
     Returns:
         Name -> "done", "running", "queued", "failed: …", "stopped" (it goes on when the grid is run
         again) or "waiting".
+
+    Raises:
+        InputError: If one of the files is damaged.
     """
-    waiting = queued(folder, cells)
+    waiting, done = queued(folder, cells), gathered(folder)
     found = {}
     for cell in cells:
         own = folder / cell.name
-        if (own / RESULT).exists():
+        if cell.name in done or (own / RESULT).exists():
             found[cell.name] = "done"
         elif is_locked(own):
             found[cell.name] = "running"
@@ -223,6 +229,8 @@ def run(grid: Grid) -> int:
 def _run(config: Run, cells: Mapping[Cell, dict[str, Any]]) -> int:
     if config.jobs < 1 or (config.threads is not None and config.threads < 1):
         raise InputError("--jobs and --threads must be at least 1")
+    if config.minutes is not None:
+        check_positive("--minutes", config.minutes)
     check_writable(config.folder)
     write_json(config.folder / MANIFEST, {
         "command": command_line("deep.grid"), "environment": environment(),

@@ -149,10 +149,11 @@ def gather(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Writes runs.jsonl: of each finished run its name, settings, result, log and checks.
 
     A run that stands there already stays, also without a folder of its own, so that this file is
-    all that must be carried from one machine to another. Numbers have six significant digits.
+    all that must be carried from one machine to another, and also if it is not asked for. Numbers
+    have six significant digits.
 
     Returns:
-        Name of each finished run -> its line.
+        Name of each finished run that is asked for -> its line.
 
     Raises:
         InputError: If a file of a run cannot be read, or runs.jsonl cannot be written.
@@ -162,10 +163,7 @@ def gather(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _gathered(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    known: dict[str, dict[str, Any]] = {}
-    if (folder / RUNS).exists():
-        known = {_name(line): line for line in read_lines(folder / RUNS)}
-    found = {}
+    known, found = gathered(folder), {}
     for name in names:
         path = folder / name
         if name in known:
@@ -177,9 +175,22 @@ def _gathered(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
             log, checks = read_lines(path / LOG), read_lines(path / CHECKS)
             line = {"name": name, "recipe": recipe, "result": result, "log": log, "checks": checks}
             found[name] = _rounded(line)
-    text = "".join(map(json_line, found.values()))
+    text = "".join(map(json_line, (found | known).values()))
     write_atomically(folder / RUNS, lambda path: path.write_text(text, encoding="utf-8"))
     return found
+
+
+def gathered(folder: Path) -> dict[str, dict[str, Any]]:
+    """The lines of runs.jsonl by their runs' names; {} where there is none yet.
+
+    Raises:
+        InputError: If it cannot be read, or is no such record.
+    """
+    path = folder / RUNS
+    if not path.exists():
+        return {}
+    with recorded(path):
+        return {_name(line): line for line in read_lines(path)}
 
 
 def _name(line: Mapping[str, Any]) -> str:

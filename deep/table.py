@@ -31,7 +31,7 @@ from deep.tables.render import rendered
 from deep.tables.speech import SpeechConfig
 from deep.tables.tabular import TabularConfig
 from theory.command import run_command
-from theory.errors import InputError
+from theory.errors import InputError, check_positive
 from theory.record import (
     check_writable,
     command_line,
@@ -195,8 +195,8 @@ def _duration(seconds: float) -> str:
 
 def run(config: TableConfig) -> int:
     """Plans, trains, renders; the exit code: 0, or 1 if a job could not be trained."""
-    if config.minutes is not None and not 0 < config.minutes < math.inf:
-        raise InputError(f"--minutes is {config.minutes}: it must be positive and finite")
+    if config.minutes is not None:
+        check_positive("--minutes", config.minutes)
     folder = config.out or Path("runs") / "table" / str(config.number)
     path, jobs = folder / RECORD, config.jobs()
     check_writable(folder)

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.drawing import Drawing
 from figures.orders import draw_convergence, draw_orders, draw_remainders
-from figures.segments import draw_regions, draw_split
+from figures.segments import draw_regions, draw_segment, draw_split
 from figures.style import COLORS, legend_below, new_figure, style, when
 from theory.report import Report
 
@@ -139,6 +139,13 @@ def draw_kinks(ax: Axes, checks: Sequence[Report]) -> None:
     draw_split(ax, np.bincount(i, smooth) / counts, np.bincount(i, total - smooth) / counts)
 
 
+def draw_shown_segment(ax: Axes, checks: Sequence[Report]) -> None:
+    """The loss along one segment, one that crosses as many regions as the median, last check."""
+    shown = checks[-1].segments["segment"]
+    head = checks[-1].settings["head"]
+    draw_segment(ax, shown["breakpoints"], shown["logits"], shown["target"], head)
+
+
 PANELS: dict[str, Panel] = {
     "q": draw_q,
     "gaps": draw_gaps,
@@ -150,6 +157,7 @@ PANELS: dict[str, Panel] = {
     "convergence": draw_convergence,
     "regions": draw_segments,
     "kinks": draw_kinks,
+    "segment": draw_shown_segment,
 }
 _CAPTIONS = {
     "q": "Exact q = (g − y)ᵀJ(E[x′] − x) against MixupE's q̂ = (y − g)ᵀf, an example a point; on "
@@ -170,6 +178,8 @@ _CAPTIONS = {
     "regions": "Linear regions of the network that segments between examples cross.",
     "kinks": "R of each example, split into what its own linear region gives and what the kinks "
     "between regions add.",
+    "segment": "The loss along one segment from an example to its partner, kink by kink, beside "
+    "what the first linear piece gives; of all segments one with the median number of regions.",
 }
 _OVERVIEW = ("q", "gaps", "attribution", "errors")
 
@@ -185,6 +195,7 @@ def panels_of(checks: Sequence[Report]) -> dict[str, Panel]:
         "convergence": bool(orders and orders["convergence"]),
         "regions": bool(checks[-1].segments),
         "kinks": bool(checks[-1].segments),
+        "segment": "segment" in checks[-1].segments,  # older records lack it
     }
     return {name: panel for name, panel in PANELS.items() if fillable.get(name, True)}
 

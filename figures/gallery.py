@@ -14,7 +14,7 @@ from deep.campaign import PLAN
 from deep.run_folder import RECIPE, read_lines, read_object
 from figures import check_approx, deformations, losses, mixing, published, studies, tables, training
 from figures.drawing import Drawing
-from figures.runs import RECORD, read_runs
+from figures.runs import RECORD, name_of, read_runs
 from theory.record import parse_json, read_text, recorded
 from theory.report import read_reports
 
@@ -62,10 +62,11 @@ def _entries(path: Path, drawings: Mapping[str, Drawing]) -> dict[str, Entry]:
 
 
 def _of_runs(path: Path) -> dict[str, Drawing]:
-    watched = any(run["checks"] for run in read_runs(path))
+    # Checks of several networks have no figure together; each run's own folder has one.
+    watched = {name_of(run) for run in read_runs(path) if run["checks"]}
     return {
         **losses.drawings(losses.read(path)),
-        **(training.drawings(training.read(path)) if watched else {}),
+        **(training.drawings(training.read(path)) if len(watched) == 1 else {}),
     }
 
 

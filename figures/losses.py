@@ -92,14 +92,19 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
         seeds = {(row["objective"], row["seed"]) for row in rows}
         most = max(sum(o == name for o, _ in seeds) for name, _ in seeds)
         about = "one seed each" if most == 1 else f"means over up to {most} seeds (points)"
-        figure.suptitle(f"{rows[0]['network']}; {about}", x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(f"{_networks(rows)}; {about}", x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+def _networks(rows: Sequence[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def drawings(rows: Sequence[dict[str, Any]]) -> dict[str, Drawing]:
     """The figure by name."""
     caption = (
-        f"Clean training loss, test loss and test error by objective: {rows[0]['network']}. "
+        f"Clean training loss, test loss and test error by objective: {_networks(rows)}. "
         "Unmixed examples in evaluation mode; lines are means over seeds, points are seeds."
     )
     return {"losses": Drawing(caption, lambda: plot(rows))}

@@ -4,11 +4,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from figures.style import COLORS
 from theory.losses import Head, loss
-from theory.segments import Pieces
 
 
 def draw_regions(ax: Axes, counts: ArrayLike, covered: ArrayLike | None = None) -> None:
@@ -64,32 +62,31 @@ def draw_split(ax: Axes, smooth: ArrayLike, kinks: ArrayLike) -> None:
 
 
 def draw_segment(
-    ax: Axes, pieces: Pieces, target: Tensor, segment: int = 0, head: Head = "softmax"
+    ax: Axes, breakpoints: ArrayLike, logits: ArrayLike, target: ArrayLike, head: Head = "softmax"
 ) -> None:
-    """φ(a) on one segment, its corners, and what the linear piece at a = 0 would make of it.
+    """φ(a) on one segment, its kinks, and what the linear piece at a = 0 would make of it.
 
     Args:
         ax: Where to draw.
-        pieces: Polygons of the network.
-        target: y of the segment's first input, one row.
-        segment: Which of the polygons.
+        breakpoints: a of the corners of the network's polygon, as in `theory.segments.Pieces`.
+        logits: At the corners, one row each; affine in between.
+        target: y of the segment's first input.
         head: Which loss.
     """
-    corners = slice(int(pieces.offsets[segment]), int(pieces.offsets[segment + 1]))
-    at, logits = pieces.breakpoints[corners], pieces.logits[corners]
-    slope = (logits[1] - logits[0]) / at[1]
+    at, rows = np.asarray(breakpoints, float), np.asarray(logits, float)
+    y = torch.as_tensor(np.asarray(target, float))
 
-    def phi(rows: Tensor) -> np.ndarray:
-        return loss(rows, target.expand(len(rows), -1), head).cpu().numpy()
+    def phi(found: np.ndarray) -> np.ndarray:
+        return loss(torch.from_numpy(found), y.expand(len(found), -1), head).numpy()
 
-    a = torch.linspace(0, 1, 400, dtype=at.dtype, device=at.device)
+    a = np.linspace(0, 1, 400)
     along = a[a <= at[-1]]
-    polygon = Pieces(at, at.new_tensor([0, len(at)], dtype=torch.long), logits).at(along[None])[0]
-    ax.plot(a.cpu(), phi(logits[0] + a[:, None] * slope), color=COLORS[0], ls="--",
+    slope = (rows[1] - rows[0]) / at[1]
+    polygon = np.stack([np.interp(along, at, column) for column in rows.T], axis=1)
+    ax.plot(a, phi(rows[0] + a[:, None] * slope), color=COLORS[0], ls="--",
             label="first piece continued (smooth part)")  # fmt: skip
-    ax.plot(along.cpu(), phi(polygon), color="0.2", lw=1.2, zorder=3,
+    ax.plot(along, phi(polygon), color="0.2", lw=1.2, zorder=3,
             label="φ(a) = ℓ(f(x + a (x′ − x)), y)")  # fmt: skip
-    ax.plot(at[1:-1].cpu(), phi(logits[1:-1]), "o", ms=3, color=COLORS[1],
-            label=f"kinks: {len(at) - 2}")  # fmt: skip
+    ax.plot(at[1:-1], phi(rows[1:-1]), "o", ms=3, color=COLORS[1], label=f"kinks: {len(at) - 2}")
     ax.set(xlabel="a = 1 − λ", ylabel="loss   [nats]", title=f"One segment, {len(at) - 1} pieces")
     ax.legend()

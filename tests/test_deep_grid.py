@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 
-from deep.grid import Run, main, read_sweep, states
+from deep.grid import main, read_sweep, states
 from deep.run_folder import locked, read_lines
 from deep.runner import FAILURE, RUNS, Cell, outcome
 from theory.errors import InputError
@@ -96,6 +96,37 @@ def test_a_failed_cell_says_why_and_is_tried_again(tmp_path, capsys):
     assert not (bad / FAILURE).exists()
 
 
+def test_what_is_gathered_is_done_wherever_it_is_carried(tmp_path, capsys):
+    """runs.jsonl alone goes to another machine, and another sweep shares its folder there."""
+    path, out = sweep(tmp_path), tmp_path / "grid"
+    recipe = {"objective": "erm", "seed": 0}
+    lines = [
+        {"name": name, "recipe": recipe, "result": None, "log": [], "checks": []}
+        for name in [*names(path), "of-another-sweep"]
+    ]
+    out.mkdir()
+    (out / RUNS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for command, said in (
+        ("status", "4 of 4 cells are done"),
+        ("run", "4 of 4 cells are done"),
+        ("collect", "4 of 4 cells"),
+    ):
+        assert main([command, str(path), "--out", str(out)]) == 0
+        assert said in capsys.readouterr().out
+    assert main(["run", str(path), "--out", str(out), "--slurm"]) == 0
+    assert "4 of 4 cells were done" in capsys.readouterr().out
+    assert read_lines(out / RUNS) == lines
+    assert not list(out.glob("*/"))
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_minutes_are_positive_and_finite(minutes, tmp_path, capsys):
+    out = tmp_path / "grid"
+    assert main(["run", str(sweep(tmp_path)), "--out", str(out), "--minutes", minutes]) == 2
+    assert "it must be positive and finite" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_states_are_read_from_the_files(tmp_path):
     cells = [Cell(name, ()) for name in ("done", "held", "cut", "new", "dead")]
     for cell in cells:
@@ -139,6 +170,8 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
         ("[runs.a]\n", "it has runs"),
         ("[rows.a\n", "is no TOML"),
         ('[rows.a]\nepochs = "many"\n', "epochs"),
+        ("[rows.a]\nseed = 7\n", "name it in seeds"),
+        ("[grid]\nseed = [1, 2]\n[rows.a]\n", "name it in seeds"),
     ],
 )
 def test_bad_sweeps_are_one_line_and_exit_2(text, said, tmp_path, capsys):
@@ -189,11 +222,13 @@ def test_a_cluster_that_preempts_and_kills_still_gives_every_result(tmp_path_fac
     assert main(["collect", *flags]) == 0
     disturbed = {line["name"]: line for line in read_lines(out / RUNS)}
     assert list(disturbed) == names(path)
-    undisturbed = Run(sweep=path, out=folder / "alone")
-    again = sweep(folder, f"seeds = [0]\n{text.partition('[rows.mixup]')[0]}")
-    assert main(["run", str(again), "--out", str(undisturbed.folder), "--threads", "1"]) == 0
-    (line,) = read_lines(undisturbed.folder / RUNS)
-    assert line["log"] == disturbed[noticed]["log"]
+    alone = folder / "alone"
+    erm = text.partition("[rows.mixup]")[0]
+    again = sweep(folder, f"seeds = [0]\n{erm}{erm.replace('erm', 'mixup')}")
+    assert main(["run", str(again), "--out", str(alone), "--threads", "1"]) == 0
+    undisturbed = {line["name"]: line for line in read_lines(alone / RUNS)}
+    assert undisturbed.keys() == {noticed, killed}
+    assert all(undisturbed[name]["log"] == disturbed[name]["log"] for name in undisturbed)
 
 
 def _logged(folder):

@@ -73,6 +73,8 @@ def test_a_job_gives_both_selections_of_each_fold_as_json(folder):
         )
         assert result["error"] in (0, 0.25, 0.5, 0.75, 1)
     assert means[common[0]["epoch"] - 1] == pytest.approx(means.min())
+    assert {result["train"] for result in common} == {36}
+    assert {result["train"] for result in nested} == {32}
     for result in nested:
         errors = result["validation_errors"]
         assert len(errors) == len(result["test_errors"]) == 3
@@ -132,6 +134,8 @@ def test_all_rows_and_methods_make_a_job_each():
     jobs = GraphsConfig().jobs()
     assert [job.row for job in jobs] == [row for row in ROWS for _ in range(3)]
     assert len({job.name for job in jobs}) == 18
+    twice = GraphsConfig(rows=("MUTAG", "mutag"), methods=("erm", "erm")).jobs()
+    assert [job.name for job in twice] == ["MUTAG erm"]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """A table as published beside ours: numbers by hand, text against a golden file."""
 
 import math
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from deep.tables.compare import cells, gains, measured, ranks, selections
@@ -32,7 +34,7 @@ def line(row, errors, selection=None, resplit=True):
             "row": row,
             "width": None,
         },
-        "command": "python -m deep.table 4 --rows iris cmc --data-dir 'my data'",
+        "command": "python -m deep.table 4 --rows iris cmc --width '1 2' --data-dir d",
         "data": {"source": "made", "train": 60, "test": 20},
         "results": results,
     }
@@ -82,6 +84,15 @@ def test_splits_that_are_shared_take_no_correction():
     assert row.test_over_train == 0
 
 
+def test_training_examples_are_those_learned_from():
+    """A result that holds some out to select by says so; another goes by its data's parts."""
+    held_out = line("MUTAG", {"erm": [0.1, 0.2]}, "nested")
+    held_out["results"] = [{**result, "train": 50} for result in held_out["results"]]
+    both = [line("MUTAG", {"erm": [0.1, 0.2]}, "common epoch"), held_out]
+    assert measured(both, "common epoch")["MUTAG"].test_over_train == 20 / 60
+    assert measured(both, "nested")["MUTAG"].test_over_train == 20 / 50
+
+
 def test_holm_runs_over_the_rows_of_one_comparison():
     frame = gains(published(4), measured(LINES, None))
     block = frame[(frame["method"] == "mixupe-paper") & (frame["baseline"] == "mixup")]
@@ -118,7 +129,7 @@ def test_rendered_table_is_the_golden_one():
 
 def test_rows_that_were_not_run_name_their_command():
     text = rendered(4, LINES)["table.md"]
-    assert "`python -m deep.table 4 --data-dir 'my data' --rows arrhythmia letter" in text
+    assert "`python -m deep.table 4 --width '1 2' --rows arrhythmia letter" in text
 
 
 def test_settings_of_all_jobs_are_told_and_those_that_differ_named():
@@ -135,13 +146,10 @@ def test_latex_escapes_and_aligns():
 
 
 def test_csv_reads_back():
-    pandas = pytest.importorskip("pandas")
-    from io import StringIO
-
     files = rendered(4, LINES)
-    frame = pandas.read_csv(StringIO(files["cells.csv"]))
+    frame = pd.read_csv(StringIO(files["cells.csv"]))
     assert len(frame) == 15 * 3 + 2
-    assert set(pandas.read_csv(StringIO(files["gains.csv"]))["verdict"].dropna()) <= {
+    assert set(pd.read_csv(StringIO(files["gains.csv"]))["verdict"].dropna()) <= {
         "reproduced", "reproduced, smaller", "not reproduced", "undecided", "none claimed"
     }  # fmt: skip
 

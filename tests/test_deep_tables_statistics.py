@@ -40,10 +40,19 @@ def test_corrected_resampled_t_by_hand():
     assert found.p == pytest.approx(1 - math.sqrt(8) / math.sqrt(10), rel=1e-9)
 
 
-@pytest.mark.parametrize("gap", [0.0, 1.5])
-def test_equal_differences_leave_no_interval(gap):
-    found = paired_difference(np.full(4, 1.0 + gap), np.ones(4), 0.25)
-    assert found.mean == gap
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]),
+        ([2.5, 2.5, 2.5, 2.5], [1.0, 1.0, 1.0, 1.0]),
+        ([5.0, 7.0, 3.0, 5.0], [10.0, 12.0, 8.0, 10.0]),
+        # Equal but for rounding: of per cent, as the tables hold them.
+        (100 * np.array([0.05, 0.07, 0.03, 0.05]), 100 * np.array([0.1, 0.12, 0.08, 0.1])),
+    ],
+)
+def test_equal_differences_leave_no_interval(first, second):
+    found = paired_difference(np.array(first), np.array(second), 0.25)
+    assert found.mean == pytest.approx(first[0] - second[0])
     assert all(math.isnan(value) for value in (found.low, found.high, found.p))
     assert judge_gain(-0.1, found) == "undecided"
 

@@ -46,6 +46,8 @@ def test_one_job_a_table_with_all_its_runs():
         "cmc",
         "iris",
     ]
+    (twice,) = TabularConfig(rows=("iris", "iris"), methods=("erm", "erm")).jobs()
+    assert twice.runs == 20
 
 
 def test_small_tables_get_the_least_number_of_steps():

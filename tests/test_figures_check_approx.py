@@ -104,6 +104,20 @@ def test_kinks_and_first_pieces_add_up_to_r(checks):
     assert sum(bar.get_height() for bar in bars) == len(counts)
 
 
+def test_the_segment_shown_is_a_usual_one_with_all_its_kinks(checks):
+    found = checks[-1].segments
+    shown, counts = found["segment"], np.array(found["counts"])
+    usual = counts[shown["pair"]]
+    assert (counts < usual).mean() <= 0.5 <= (counts <= usual).mean()
+    _, curve, kinks = plot_panel("segment", checks).axes[0].lines
+    assert len(kinks.get_xdata()) == usual - 1
+    np.testing.assert_array_equal(kinks.get_xdata(), shown["breakpoints"][1:-1])
+    start, end = (torch.tensor(shown["logits"][k]).log_softmax(0) for k in (0, -1))
+    y = torch.tensor(shown["target"])
+    assert curve.get_ydata()[0] == pytest.approx(float(-(y * start).sum()), rel=1e-5)
+    assert curve.get_ydata()[-1] == pytest.approx(float(-(y * end).sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", PANELS)
 def test_every_panel_names_its_axes(name, checks):
     ax = plot_panel(name, checks).axes[0]
@@ -112,7 +126,7 @@ def test_every_panel_names_its_axes(name, checks):
 
 
 def test_one_check_has_no_panel_through_training(checks):
-    more = {"orders", "remainders", "convergence", "regions", "kinks"}
+    more = {"orders", "remainders", "convergence", "regions", "kinks", "segment"}
     assert set(panels_of(checks[:1])) == {"q", "gaps", "attribution", *more}
     first_order_alone = [replace(checks[0], orders={}, segments={})]
     assert set(panels_of(first_order_alone)) == {"q", "gaps", "attribution"}

@@ -51,6 +51,20 @@ def test_three_panels_with_names_and_units(record):
     np.testing.assert_allclose(axes[2].lines[3].get_ydata(), [30, 20])
 
 
+def test_a_sweep_over_networks_says_so_and_is_drawn_without_its_checks(tmp_path, capsys):
+    """Checks of several networks are not to be averaged, which costs their figure alone."""
+    runs = [run("erm", 0, [1.0, 0.5]), run("erm", 0, [1.5, 0.7])]
+    runs[1]["recipe"]["model"] = "vgg11"
+    for one in runs:
+        one["checks"] = [{"epoch": 1}]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in runs))
+    assert plot(read(path)).get_suptitle() == "mlp, width 4 on digits and 1 more; one seed each"
+    assert main([str(path)]) == 0
+    assert "training" not in capsys.readouterr().out
+    assert "digits and 1 more" in (tmp_path / "losses.txt").read_text()
+
+
 def test_the_command_draws_losses_also_without_checks(record, capsys):
     assert main([str(record)]) == 0
     drawn = [str(record.parent / f"losses.{suffix}") for suffix in ("png", "pdf", "txt")]

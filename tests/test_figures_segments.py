@@ -47,7 +47,7 @@ def test_segment_shows_the_loss_its_kinks_and_the_first_piece(ax):
 
     target = torch.tensor([[1.0, 0.0]]).double()
     pieces = segment_pieces(f, torch.zeros(1, 1).double(), torch.ones(1, 1).double())
-    draw_segment(ax, pieces, target)
+    draw_segment(ax, pieces.breakpoints, pieces.logits, target[0])
     first, curve, kinks = ax.lines
     a = torch.as_tensor(np.asarray(curve.get_xdata()))[:, None]
     np.testing.assert_allclose(curve.get_ydata(), loss(f(a), target.expand(len(a), -1)), atol=1e-12)
@@ -63,6 +63,6 @@ def test_a_segment_covered_in_part_is_drawn_as_far_as_it_is_known(ax):
         lambda z: torch.cat([z.abs(), (z - 1).abs()], 1), torch.full((1, 1), -1.0).double(),
         torch.full((1, 1), 3.0).double(), max_pieces=2,
     )  # fmt: skip
-    draw_segment(ax, pieces, torch.tensor([[1.0, 0.0]]).double())
+    draw_segment(ax, pieces.breakpoints, pieces.logits, [1.0, 0.0])
     assert ax.lines[1].get_xdata()[-1] <= 0.5
     assert ax.lines[0].get_xdata()[-1] == 1

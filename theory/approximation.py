@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from theory.agreement import compare
 from theory.corrections import corrections_frame
-from theory.errors import InputError
+from theory.errors import InputError, check_positive
 from theory.expansion import Pairs
 from theory.expectation import Sampling, sampled_regularizer
 from theory.kinks import segment_regularizer
@@ -29,6 +29,7 @@ from theory.orders import draw_pairs, measure_orders
 from theory.probe import measure_alignment, measure_first_order
 from theory.regularizer import PairSettings, measure_theorem_1
 from theory.report import Report
+from theory.segments import segment_pieces
 from theory.self_check import derivative_self_check
 from theory.taylor import Engine
 from theory.verdicts import Thresholds, judge
@@ -142,8 +143,7 @@ def check_approximation(
             f"order is {order}: a check takes at most {MOST_ORDERS}, as the nested expansion costs "
             "order^5; theory.taylor.taylor_terms goes further"
         )
-    if not 0 < pair_seconds < math.inf:
-        raise InputError(f"pair_seconds is {pair_seconds}: it must be positive and finite")
+    check_positive("pair_seconds", pair_seconds)
     Sampling(tolerance=tolerance)  # refuses a bad one
     if max_pieces is not None and batch_norm == "batch":
         raise InputError("max_pieces needs batch_norm='eval': batch statistics have no segments")
@@ -323,12 +323,19 @@ def _segments_part(
             f, x[i], targets[i], x[j], alpha=plan.alpha, beta=plan.beta, head=plan.head,
             max_pieces=max_pieces,
         )  # fmt: skip
+        # One segment to look at.
+        usual = found.counts.argsort(stable=True)[len(i) // 2].view(1)
+        shown = segment_pieces(f, x[i[usual]], x[j[usual]], max_pieces=max_pieces)
     columns = {field.name: getattr(found, field.name) for field in fields(found)}
     return {
         "max_pieces": max_pieces,
         "pairs": {"i": pairs[0].tolist(), "j": pairs[1].tolist()},
         **{name: column.cpu().tolist() for name, column in columns.items()},
-    }
+        "segment": {
+            "pair": int(usual), "breakpoints": shown.breakpoints.tolist(),
+            "logits": shown.logits.tolist(), "target": targets[i[usual]][0].tolist(),
+        },
+    }  # fmt: skip
 
 
 def _self_check_part(

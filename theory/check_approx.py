@@ -35,7 +35,7 @@ from figures.drawing import save as save_figures
 from figures.page import save as save_page
 from theory.approximation import FIRST_ORDER_WORK, GRADIENT_WORK, check_approximation
 from theory.command import run_command
-from theory.errors import InputError
+from theory.errors import InputError, check_positive
 from theory.losses import Head, as_targets
 from theory.mixing import beta_law
 from theory.network import BatchNormMode, count_logits, evaluating
@@ -334,10 +334,8 @@ def _check_numbers(config: Config) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least {least}")
     for name in ("check_every", "pair_seconds", "lr", "tolerance"):
         value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(
-                f"--{name.replace('_', '-')} is {value}: it must be positive and finite"
-            )
+        if value is not None:
+            check_positive(f"--{name.replace('_', '-')}", value)
 
 
 def _as_json(config: Config) -> dict[str, Any]:

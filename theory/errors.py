@@ -1,6 +1,7 @@
-"""The one exception that stands for bad input, and its commonest form."""
+"""The one exception that stands for bad input, and its commonest forms."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 _LONGEST = 2000  # characters of a message
@@ -20,6 +21,12 @@ class InputError(ValueError):
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
         super().__init__(line)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises InputError unless a setting is positive and finite."""
+    if not 0 < value < math.inf:
+        raise InputError(f"{name} is {value}: it must be positive and finite")
 
 
 def unknown(what: str, name: object, known: Iterable[str], more: str = "") -> InputError:

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from theory.errors import InputError
+from theory.errors import InputError, check_positive
 from theory.first_order import loss_gradient
 from theory.losses import Head, loss
 from theory.mixing import BetaMixture, relabelled_law
@@ -69,8 +69,8 @@ class Sampling:
         for name in ("draws", "most", "lam_strata"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
-            raise InputError(f"tolerance is {self.tolerance}: it must be positive and finite")
+        if self.tolerance is not None:
+            check_positive("tolerance", self.tolerance)
         if self.control not in get_args(Control):
             known = ", ".join(get_args(Control))
             raise InputError(f"unknown control variate {self.control!r}: use one of {known}")

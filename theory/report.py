@@ -85,7 +85,9 @@ class Report:
         orders: Higher orders on the same pairs, as from `theory.orders.measure_orders`; empty for
             order 1.
         segments: R pair by pair along ReLU segments, as from `theory.kinks.segment_regularizer`,
-            with the pairs' indices; empty unless it was asked for.
+            with the pairs' indices; under `segment` one pair, of median `counts`: its place in
+            these lists, and breakpoints and logits as in `theory.segments.Pieces`. Empty unless it
+            was asked for.
         self_check: Errors of the derivatives against central differences.
         settings: What the check was asked to do.
         training: Where in training this was measured: `epoch`, `step`, `train_loss`; may be empty.

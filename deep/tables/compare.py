@@ -68,11 +68,15 @@ def measured(lines: Sequence[Mapping[str, Any]], selection: str | None) -> dict[
     """
     rows: dict[str, Measured] = {}
     for line in lines:
-        ratio = line["data"]["test"] / line["data"]["train"] if line["resplit"] else 0.0
+        chosen = [r for r in line["results"] if r.get("selection") == selection]
+        if not chosen:
+            continue
+        # What is held out to select by is not learned from, whatever the data's own parts are.
+        train = min(result.get("train", line["data"]["train"]) for result in chosen)
+        ratio = line["data"]["test"] / train if line["resplit"] else 0.0
         row = rows.setdefault(line["row"], Measured({}, ratio))
-        for result in line["results"]:
-            if result.get("selection") == selection:
-                row.errors.setdefault(result["method"], {})[result["split"]] = 100 * result["error"]
+        for result in chosen:
+            row.errors.setdefault(result["method"], {})[result["split"]] = 100 * result["error"]
     return rows
 
 

@@ -18,7 +18,7 @@ An epoch has to be selected, and two ways are recorded for every fold:
 Of equally good epochs the last is taken.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,8 +110,9 @@ class GraphJob(Job):
     def run(self, progress: Progress) -> dict[str, Any]:
         """Trains all networks; see `deep.tables.jobs.Job.run` for what is returned.
 
-        Besides `selection` and `epoch` (from 1), each result holds the curves that the epoch was
-        selected from: `test_errors` of each epoch, and for "nested" `validation_errors`.
+        Besides `selection` and `epoch` (from 1), each result holds how many graphs its network
+        learned from, `train`, and the curves that the epoch was selected from: `test_errors` of
+        each epoch, and for "nested" `validation_errors`.
         """
         test: list[list[float]] = []
         validation: list[list[float]] = []
@@ -130,8 +131,10 @@ class GraphJob(Job):
                 nested_test.append([float(part.mean()) for _, part in nested])
                 progress((epoch + 1) / self._epochs)
         results = [
-            *self._results(COMMON, np.array(test), None),
-            *self._results(NESTED, np.array(nested_test), np.array(validation)),
+            *self._results(COMMON, [len(f.train) for f in folds], np.array(test), None),
+            *self._results(
+                NESTED, [len(f.nested) for f in folds], np.array(nested_test), np.array(validation)
+            ),
         ]
         return {"data": data, "results": results}
 
@@ -154,6 +157,7 @@ class GraphJob(Job):
     def _results(
         self,
         selection: str,
+        train: Sequence[int],
         test: Float[np.ndarray, "epochs folds"],
         validation: Float[np.ndarray, "epochs folds"] | None,
     ) -> Iterator[dict[str, Any]]:
@@ -165,7 +169,8 @@ class GraphJob(Job):
                 curves["validation_errors"] = validation[:, fold].round(4).tolist()
             yield {
                 "method": self._schedule.method, "split": fold, "selection": selection,
-                "error": float(test[chosen, fold]), "epoch": chosen + 1, **curves,
+                "train": train[fold], "error": float(test[chosen, fold]), "epoch": chosen + 1,
+                **curves,
             }  # fmt: skip
 
 
@@ -221,12 +226,12 @@ class GraphsConfig(TableConfig):
             Schedule(
                 method=method, alpha=self.alpha, eta=self.eta, steps=self.steps, width=self.width
             )
-            for method in self.methods
+            for method in dict.fromkeys(self.methods)
         ]
         for schedule in schedules:
             schedule.check()
         return [
             GraphJob(row, schedule, self.epochs, self.data_dir)
-            for row in [known[row.casefold()] for row in self.rows] or ROWS
+            for row in dict.fromkeys(known[row.casefold()] for row in self.rows) or ROWS
             for schedule in schedules
         ]

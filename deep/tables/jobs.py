@@ -41,7 +41,8 @@ class Job(ABC):
         `test` at least. `results`: a list of outcomes, each with `method`
         (of `deep.objective`), `split` (number of the repetition: seed or fold), `error` (share of
         test examples misclassified, in [0, 1]) and whatever else the table's protocol yields, such
-        as `chosen` (hyper-parameters picked on the validation part) or `selection`.
+        as `chosen` (hyper-parameters picked on the validation part), `selection`, or `train` where
+        the network learned from fewer than all of the training part.
 
         Raises:
             InputError: If its data cannot be had, or training diverges.

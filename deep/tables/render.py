@@ -134,11 +134,14 @@ def _listed(value: Any) -> str:
 
 
 def _with_rows(command: str, rows: Sequence[str]) -> str:
-    """The command for other rows of the same record."""
-    words, kept, inside = shlex.split(command), [], False
+    """The command for other rows of the same record.
+
+    It downloads them: the folder that the record was made from need not hold them.
+    """
+    words, kept, flag = shlex.split(command), [], ""
     for word in words:
-        inside = word == "--rows" or (inside and not word.startswith("-"))
-        if not inside:
+        flag = word if word.startswith("-") else flag
+        if flag not in ("--rows", "--data-dir"):
             kept.append(word)
     return shlex.join([*kept, "--rows", *rows])
 

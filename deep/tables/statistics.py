@@ -50,9 +50,10 @@ def paired_difference(
     mean, count = float(d.mean()), len(d)
     if count < 2:
         return Difference(mean, math.nan, math.nan, math.nan, count)
-    scale = math.sqrt((1 / count + test_over_train) * float(d.var(ddof=1)))
-    if scale == 0:  # equal differences say nothing of how much they vary
+    # Equal differences, but for rounding, say nothing of how much they vary.
+    if float(np.ptp(d)) <= 1e-9 * float(np.abs([first, second]).max()):
         return Difference(mean, math.nan, math.nan, math.nan, count)
+    scale = math.sqrt((1 / count + test_over_train) * float(d.var(ddof=1)))
     half = scale * float(stats.t.ppf(0.975, count - 1))
     p = 2 * float(stats.t.sf(abs(mean) / scale, count - 1))
     return Difference(mean, mean - half, mean + half, p, count)

@@ -91,7 +91,7 @@ class TabularConfig(TableConfig):
         for eta in self.etas:
             if not 0 <= eta < math.inf:
                 raise InputError(f"eta is {eta}: it must be zero or a positive finite number")
-        jobs = [TabularJob(row, self) for row in self.rows or TABLES]
+        jobs = [TabularJob(row, self) for row in dict.fromkeys(self.rows) or TABLES]
         for job in jobs:
             job.optimization.check()
         return list(jobs)
@@ -101,7 +101,7 @@ class TabularConfig(TableConfig):
         values = {"alpha": sorted(self.alphas), "eta": sorted(self.etas)}
         return [
             Run(seed, method, **dict(zip(names, choice, strict=True)))
-            for method in self.methods
+            for method in dict.fromkeys(self.methods)
             for names in [_TUNED.get(method, _BOTH)]
             for choice in product(*(values[name] for name in names))
         ]
