@@ -34,7 +34,7 @@ def line(row, errors, selection=None, resplit=True):
             "row": row,
             "width": None,
         },
-        "command": "python -m deep.table 4 --rows iris cmc --width '1 2' --data-dir d",
+        "command": "python -m deep.table 4 --rows iris cmc --data-dir 'my data'",
         "data": {"source": "made", "train": 60, "test": 20},
         "results": results,
     }
@@ -129,7 +129,7 @@ def test_rendered_table_is_the_golden_one():
 
 def test_rows_that_were_not_run_name_their_command():
     text = rendered(4, LINES)["table.md"]
-    assert "`python -m deep.table 4 --width '1 2' --rows arrhythmia letter" in text
+    assert "`python -m deep.table 4 --data-dir 'my data' --rows arrhythmia letter" in text
 
 
 def test_settings_of_all_jobs_are_told_and_those_that_differ_named():

@@ -51,8 +51,6 @@ def test_every_package_has_a_page_with_all_of_its_modules(site, package):
     modules = [path.stem for path in (ROOT / package.replace(".", "/")).glob("[!_]*.py")]
     assert modules
     assert f"<title>{package} - mixup-theory</title>" in shown
-    assert modules
-    assert f"<title>{package} - mixup-theory</title>" in shown
     for name in [package, *(f"{package}.{module}" for module in modules)]:
         assert f'id="{name}"' in shown
 

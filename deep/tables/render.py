@@ -109,9 +109,9 @@ def _notes(number: int, lines: Sequence[Mapping[str, Any]]) -> list[str]:
         "undecided if it holds both.",
     ]
     if missing:
-        notes.append(
-            f"not run: {', '.join(missing)}; to run: `{_with_rows(lines[-1]['command'], missing)}`"
-        )
+        command = _with_rows(lines[-1]["command"], missing)
+        elsewhere = ", without --data-dir what is to be downloaded" * ("--data-dir" in command)
+        notes.append(f"not run: {', '.join(missing)}; to run: `{command}`{elsewhere}")
     return notes
 
 
@@ -134,14 +134,11 @@ def _listed(value: Any) -> str:
 
 
 def _with_rows(command: str, rows: Sequence[str]) -> str:
-    """The command for other rows of the same record.
-
-    It downloads them: the folder that the record was made from need not hold them.
-    """
-    words, kept, flag = shlex.split(command), [], ""
+    """The command for other rows of the same record."""
+    words, kept, inside = shlex.split(command), [], False
     for word in words:
-        flag = word if word.startswith("-") else flag
-        if flag not in ("--rows", "--data-dir"):
+        inside = word == "--rows" or (inside and not word.startswith("-"))
+        if not inside:
             kept.append(word)
     return shlex.join([*kept, "--rows", *rows])
 
