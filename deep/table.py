@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +43,7 @@ from theory.record import (
 
 PROG = "python -m deep.table"
 RECORD = "record.jsonl"
+_OWN = {"method", "seed", "fold"}  # settings in which the jobs of one row differ
 Command = (
     Annotated[TabularConfig, tyro.conf.subcommand("4")]
     | Annotated[SpeechConfig, tyro.conf.subcommand("5")]
@@ -122,6 +123,7 @@ def carry_out(config: TableConfig, jobs: Sequence[Job], path: Path) -> dict[str,
             break
         start = time.monotonic()
         try:
+            _check_source(job, path)
             with _bar(job) as bar:
                 outcome = job.run(partial(_advance, bar))
         except InputError as error:
@@ -139,6 +141,16 @@ def carry_out(config: TableConfig, jobs: Sequence[Job], path: Path) -> dict[str,
     return faults
 
 
+def _check_source(job: Job, path: Path) -> None:
+    """Splits are paired by their number, which means the same examples in the same data alone."""
+    for line in read_record(path):
+        if line.get("row") == job.row and line["data"]["source"] != job.source():
+            raise InputError(
+                f"{path} holds {line['job']} on other data ({line['data']['source']}, here "
+                f"{job.source()}): name that --data-dir, or another --out"
+            )
+
+
 def _bar(job: Job) -> tqdm:
     form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
     return tqdm(total=1.0, desc=job.name, disable=None, leave=False, bar_format=form)
@@ -152,23 +164,31 @@ def waiting(record: Sequence[Mapping[str, Any]], jobs: Sequence[Job], folder: Pa
     """The jobs that the record does not hold.
 
     Raises:
-        InputError: If it holds one of them with other settings.
+        InputError: If it holds one of them with other settings, or another job of its row with
+            settings that keep the two from being compared.
     """
-    known = {line["job"]: line.get("settings", {}) for line in record}
-    for job in jobs:
-        settings = json.loads(json_line(job.settings))  # as the record holds them
-        old = known.get(job.name, settings)
-        changed = [
-            f"{key} was {old.get(key)}, is {value}"
-            for key, value in settings.items()
-            if old.get(key) != value
-        ]
+    for job, line in product(jobs, record):
+        changed = "; ".join(_changed(job, line))
         if changed:
             raise InputError(
-                f"{folder / RECORD} holds {job.name} with other settings ({'; '.join(changed)}): "
-                "name another --out"
+                f"{folder / RECORD} holds {line['job']} with other settings ({changed}): name "
+                "another --out"
             )
-    return [job for job in jobs if job.name not in known]
+    finished = {line["job"] for line in record}
+    return [job for job in jobs if job.name not in finished]
+
+
+def _changed(job: Job, line: Mapping[str, Any]) -> list[str]:
+    """What keeps a job from being a line of the record, or from being compared with one."""
+    settings, old = json.loads(json_line(job.settings)), line.get("settings", {})
+    if line["job"] == job.name:
+        keys = [key for key in settings if old.get(key) != settings[key]]
+    elif line.get("row") == job.row:
+        own = {key for key in settings if None in (old.get(key), settings[key])} | _OWN
+        keys = [key for key in settings if key not in own and old[key] != settings[key]]
+    else:
+        keys = []
+    return [f"{key} was {old.get(key)}, is {settings[key]}" for key in keys]
 
 
 def _estimate(jobs: Sequence[Job]) -> None:

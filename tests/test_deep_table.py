@@ -17,15 +17,18 @@ ERRORS = {"erm": (0.10, 0.12), "mixup": (0.09, 0.11), "mixupe-paper": (0.08, 0.1
 class Made(Job):
     """A job with a given outcome that counts how often it runs."""
 
-    def __init__(self, row, ran, fault=None, width=8):
-        self.name = self.row = row
-        self.runs, self.settings = 6, {"width": width}
-        self._ran, self._fault = ran, fault
+    def __init__(self, row, ran, fault=None, width=8, method=None, alpha=None, source="made"):
+        self.row, self.name = row, row if method is None else f"{row} {method}"
+        self.runs, self.settings = 6, {"width": width, "method": method, "alpha": alpha}
+        self._ran, self._fault, self._source = ran, fault, source
 
     def seconds(self):
         if isinstance(self._fault, InputError):
             raise self._fault
         return 30.0
+
+    def source(self):
+        return self._source
 
     def run(self, progress):
         self._ran.append(self.name)
@@ -37,7 +40,7 @@ class Made(Job):
             for method, errors in ERRORS.items()
             for split, error in enumerate(errors)
         ]
-        return {"data": {"source": "made", "train": 60, "test": 20}, "results": results}
+        return {"data": {"source": self._source, "train": 60, "test": 20}, "results": results}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,31 @@ def test_other_settings_in_one_folder_are_refused(tmp_path):
     run(Config(out=tmp_path, made=(Made("iris", []),)))
     with pytest.raises(InputError, match=r"width was 8, is 16.*name another --out"):
         run(Config(out=tmp_path, made=(Made("iris", [], width=16),)))
+
+
+def test_jobs_of_a_row_that_could_not_be_compared_are_refused(tmp_path):
+    """Methods of a row differ in what is their own, and in nothing else."""
+
+    def again(method, **settings):
+        return run(Config(out=tmp_path, made=(Made("iris", [], method=method, **settings),)))
+
+    assert again("erm") == 0
+    assert again("mixup", alpha=1.0) == 0  # which ERM has not
+    with pytest.raises(InputError, match=r"holds iris mixup with .*\(alpha was 1.0, is 0.5\)"):
+        again("mixupe-paper", alpha=0.5)
+    with pytest.raises(InputError, match="width was 8, is 16"):
+        again("mixupe-paper", alpha=1.0, width=16)
+    assert run(Config(out=tmp_path, made=(Made("cmc", [], method="erm", width=16),))) == 0
+
+
+def test_jobs_of_a_row_on_other_data_are_refused(tmp_path, capsys):
+    """Before they are trained: the numbers of splits mean other examples there."""
+    ran = []
+    for method, source in (("erm", "one"), ("mixup", "another")):
+        code = run(Config(out=tmp_path, made=(Made("iris", ran, method=method, source=source),)))
+        assert code == (0 if method == "erm" else 1)
+    assert ran == ["iris erm"]
+    assert "iris erm on other data (one, here another)" in capsys.readouterr().err
 
 
 def test_minutes_end_a_call_between_jobs(tmp_path, capsys):

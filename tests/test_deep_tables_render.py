@@ -110,6 +110,29 @@ def test_ranks_over_rows():
     assert ranks(measured(LINES[:1], None)) is None
 
 
+def test_equal_means_share_a_rank_whatever_order_they_were_added_in():
+    """3, 5 and 8 of 30 wrong, in two orders: the sums differ in the last bit."""
+    one, other = ([k / 30 for k in wrong] for wrong in ((3, 5, 8), (3, 8, 5)))
+    lines = [line(row, {"erm": one, "mixup": other}) for row in ("iris", "cmc")]
+    means = [np.array([100 * e for e in errors]).mean() for errors in (one, other)]
+    assert means[0] != means[1]
+    found = ranks(measured(lines, None))
+    assert found.ranks == {"erm": 1.5, "mixup": 1.5}
+    assert found.pairs == {("erm", "mixup"): 1}
+
+
+def test_a_method_of_one_row_leaves_the_others_their_ranks():
+    lines = [line(row, {"erm": [0.1, 0.2], "mixup": [0.1, 0.1]}) for row in ("iris", "cmc")]
+    lines.append(line("letter", {"erm": [0.1], "mixup": [0.1], "mixupe-exact": [0.1]}))
+    assert set(ranks(measured(lines, None)).ranks) == {"erm", "mixup"}
+
+
+def test_methods_without_a_split_in_common_are_not_compared():
+    lines = [line("iris", {"erm": [0.1], "mixupe-paper": [0.1, 0.2]})]
+    lines[0]["results"] = [r for r in lines[0]["results"] if r["method"] == "erm" or r["split"]]
+    assert gains(published(4), measured(lines, None)).empty
+
+
 def test_each_selection_is_a_table_of_its_own():
     both = [
         line("MUTAG", {"erm": [0.1, 0.2]}, "common epoch"),

@@ -317,6 +317,7 @@ def test_what_is_said_of_table_4_is_what_its_record_says():
     assert not ((over_mixup["low"] > 0) | (over_mixup["high"] < 0)).any()
     reproduced = over_erm["verdict"].str.startswith("reproduced")
     assert list(over_erm.index[reproduced]) == ["mfeat-zernike"]
+    assert f"{over_erm.loc['mfeat-zernike', 'p']:.2f}" == "0.32"
     erm, mixup = rows["mfeat-zernike"].of("erm", "mixup")
     assert erm.mean() - mixup.mean() > 0.9 * -over_erm.loc["mfeat-zernike", "difference"]
     assert over_erm.loc["balance-scale", "difference"] > 5

@@ -6,6 +6,7 @@ gain that the talk claims. `ranks`: the methods over all rows.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -123,6 +124,8 @@ def gains(table: Published, rows: Mapping[str, Measured]) -> pd.DataFrame:
                 if not {variant, baseline} <= rows.get(name, Measured({}, 0.0)).errors.keys():
                     continue
                 ours, other = rows[name].of(variant, baseline)
+                if not len(ours):
+                    continue  # no split in common
                 found = paired_difference(ours, other, rows[name].test_over_train)
                 claimed = row.errors[MIXUPE][0] - row.errors[baseline][0]
                 verdict = judge_gain(claimed, found) if variant == MIXUPE else ""
@@ -158,12 +161,14 @@ class Ranks:
 
 
 def ranks(rows: Mapping[str, Measured]) -> Ranks | None:
-    """Ranks of the methods, or None with fewer than two rows or methods to rank."""
-    methods = list(dict.fromkeys(m for row in rows.values() for m in row.errors))
+    """Ranks of the methods that most rows have, or None with fewer than two rows or methods."""
+    found = Counter(method for row in rows.values() for method in row.errors)
+    methods = [method for method, count in found.items() if 2 * count > len(rows)]
     complete = [row for row in rows.values() if set(methods) <= row.errors.keys()]
     if len(complete) < 2 or len(methods) < 2:
         return None
-    errors = np.array([[errors.mean() for errors in row.of(*methods)] for row in complete])
+    means = [[errors.mean() for errors in row.of(*methods)] for row in complete]
+    errors = np.array(means).round(9)  # equal means of many numbers differ by rounding
     pairs = list(combinations(range(len(methods)), 2))
     adjusted = holm([wilcoxon(errors[:, a], errors[:, b]) for a, b in pairs])
     return Ranks(

@@ -32,7 +32,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from deep.data.examples import in_proportion
-from deep.data.graphs import GRAPH_SETS, load_graphs
+from deep.data.graphs import load_graphs
 from deep.graph_training import Evaluation, GraphTraining, Schedule
 from deep.stacked import Method
 from deep.tables.jobs import Job, Progress, TableConfig
@@ -106,6 +106,10 @@ class GraphJob(Job):
                      for _ in range(1 + _TIMED_STEPS)]  # fmt: skip
             evaluation = _timed(evaluate)
         return self._epochs * (self._schedule.steps * float(np.median(steps[1:])) + evaluation)
+
+    def source(self) -> str:
+        """See `Job.source`."""
+        return load_graphs(self.row, self._data_dir)[2]
 
     def run(self, progress: Progress) -> dict[str, Any]:
         """Trains all networks; see `deep.tables.jobs.Job.run` for what is returned.
@@ -216,10 +220,10 @@ class GraphsConfig(TableConfig):
         Raises:
             InputError: If a flag is out of range or a row unknown.
         """
-        known = {name.casefold(): name for name in GRAPH_SETS}
+        known = {name.casefold(): name for name in ROWS}
         for row in self.rows:
             if row.casefold() not in known:
-                raise unknown("row", row, GRAPH_SETS)
+                raise unknown("row", row, ROWS)
         if self.epochs < 1:
             raise InputError(f"epochs is {self.epochs}: it must be at least 1")
         schedules = [

@@ -34,6 +34,14 @@ class Job(ABC):
         """
 
     @abstractmethod
+    def source(self) -> str:
+        """What the record says of its data, see `run`.
+
+        Raises:
+            InputError: If its data cannot be had.
+        """
+
+    @abstractmethod
     def run(self, progress: Progress) -> dict[str, Any]:
         """Trains, and returns what the record says of it, as JSON can hold it.
 

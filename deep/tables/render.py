@@ -104,9 +104,9 @@ def _notes(number: int, lines: Sequence[Mapping[str, Any]]) -> list[str]:
             "randomness of training and not that of the data"
         )
         + "; * p < 0.05 after Holm's correction over the rows of a comparison.",
-        "the gain claimed is: reproduced if our interval lies below zero (smaller, if also above "
-        "the claimed gain), not reproduced if it excludes the claimed gain and not zero or worse, "
-        "undecided if it holds both.",
+        "the gain claimed is, by each row's own interval without correction: reproduced if it lies "
+        "below zero (smaller, if also above the claimed gain), not reproduced if it excludes the "
+        "claimed gain and not zero or worse, undecided if it holds both.",
     ]
     if missing:
         command = _with_rows(lines[-1]["command"], missing)

@@ -129,6 +129,10 @@ class SpeechJob(Job):
         """Measured once for each network and method."""
         return _seconds(self.config, self.row, self.method)
 
+    def source(self) -> str:
+        """See `Job.source`."""
+        return self.data().source
+
     def run(self, progress: Progress) -> dict[str, Any]:
         """Trains; returns what `Job.run` states, one outcome for each `selection`."""
         data = self.data()

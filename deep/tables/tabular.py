@@ -169,6 +169,10 @@ class TabularJob(Job):
         steps = math.ceil(self.optimization.epochs * self.steps)
         return (preparing + less + a_step * steps) * len(self.seeds) / len(seeds)
 
+    def source(self) -> str:
+        """See `Job.source`."""
+        return load_table(self.row, self.config.data_dir).source
+
     def run(self, progress: Progress) -> dict[str, Any]:
         """Trains all and chooses; see `Job.run`."""
         table = load_table(self.row, self.config.data_dir)
