@@ -3,9 +3,11 @@
 `python -m deep.campaign --recipe small-cifar10 --budget-minutes 240` measures how long an epoch of
 each objective takes, gives all of them the same number of epochs, the most that fit, and trains one
 run after another (`--jobs` at a time). The plan is made once: called again, the campaign goes on
-where it was, also after a kill. Results gather in runs.jsonl, one line a finished run.
+where it was, also after a kill, unless the recipe has changed. Results gather in runs.jsonl, one
+line a finished run.
 """
 
+import json
 import math
 import statistics
 import sys
@@ -19,7 +21,7 @@ import torch
 
 from deep.data.load import load_examples
 from deep.objective import Objective
-from deep.recipes import as_flags
+from deep.recipes import as_flags, check_seed
 from deep.run_folder import read_lines, read_object
 from deep.runner import RUNS, Cell, carry_out, collected_signals, shared_threads
 from deep.train import config_of_recipe
@@ -38,6 +40,8 @@ from theory.report import align
 PROG = "python -m deep.campaign"
 PLAN = "campaign.json"
 TIMED_STEPS = 12
+# Settings that the plan names by themselves, that differ from run to run, or of the machine.
+_NOT_THE_RECIPES = ("recipe", "objective", "seed", "epochs", "data_dir")
 TALK: tuple[Objective, ...] = (
     "erm", "mixup", "manifold_mixup", "mixupe-paper", "mixupe-official-v3", "mixupe-exact",
 )  # fmt: skip
@@ -59,10 +63,11 @@ class Config:
     """That number, instead of a budget"""
     minutes: float | None = None
     """Stop this call after so many minutes, checkpoints written; call again to go on"""
-    jobs: int = 1
-    """Runs trained at a time"""
+    jobs: int | None = None
+    """Runs trained at a time; those of the plan if not given, 1 in a new one"""
     threads: int | None = None
-    """Threads of each; the processors shared among the jobs if not given"""
+    """Threads of each, in all calls the same; the processors shared among the plan's jobs if not
+    given"""
     data_dir: Path | None = None
     """Folder that holds the published files; without it they are downloaded and verified"""
     device: str = "auto"
@@ -82,24 +87,34 @@ def plan(config: Config) -> dict[str, Any]:
     """What the campaign will train: made once, then read from its folder.
 
     Returns:
-        `recipe`, `objectives`, `seeds`, `epochs`, `jobs`, `threads`, and of the measurement that
-        the epochs follow from, where there was one, `budget_minutes` and `seconds`: for each
-        objective, those of an epoch with its evaluation and checks.
+        `recipe`, `objectives`, `seeds`, `settings` (the recipe's, which plans of older versions
+        lack), `epochs`, `jobs`, `threads`, and of the measurement that the epochs follow from,
+        where there was one, `budget_minutes` and `seconds`: for each objective, those of an epoch
+        with its evaluation and checks.
 
     Raises:
         InputError: If a flag is out of range, the folder holds another campaign, or not even one
             epoch fits the budget.
     """
     _check(config)
-    config_of_recipe(config.recipe).check()
+    base = config_of_recipe(config.recipe)
+    base.check()
+    settings = {k: v for k, v in base.settings().items() if k not in _NOT_THE_RECIPES}
     asked = {"recipe": config.recipe, "objectives": list(config.objectives),
              "seeds": list(config.seeds)}  # fmt: skip
     path = config.folder / PLAN
     if path.exists():
         old = read_object(path)
         changed = [f"{k} was {old.get(k)}, is {v}" for k, v in asked.items() if old.get(k) != v]
-        if config.epochs is not None and config.epochs != old.get("epochs"):
-            changed.append(f"epochs were {old.get('epochs')}, are {config.epochs}")
+        for name in ("epochs", "threads"):  # threads: rounding depends on their number
+            value = getattr(config, name)
+            if value is not None and value != old.get(name):
+                changed.append(f"{name} were {old.get(name)}, are {value}")
+        planned = old.get("settings", {})
+        if isinstance(planned, dict):
+            now = json.loads(json.dumps(settings))
+            differ = [key for key in planned if planned[key] != now.get(key)]
+            changed += [f"{key} was {planned[key]}, is {now.get(key)}" for key in differ]
         if changed:
             raise InputError(
                 f"{config.folder} holds another campaign ({'; '.join(changed)}): name another --out"
@@ -107,18 +122,21 @@ def plan(config: Config) -> dict[str, Any]:
         numbers = [old.get(name) for name in ("epochs", "jobs", "threads")]
         times = old.get("seconds", {})
         if not all(type(number) is int and number > 0 for number in numbers) or not (
-            isinstance(times, dict) and all(type(s) in (int, float) for s in times.values())
+            isinstance(planned, dict)
+            and isinstance(times, dict)
+            and all(type(s) in (int, float) for s in times.values())
         ):
             raise InputError(f"{path} is no whole plan: restore it, or name another --out")
         return old
     check_writable(config.folder)
-    threads = shared_threads(config.jobs, config.threads)
-    made: dict[str, Any] = {**asked, "jobs": config.jobs, "threads": threads}
+    jobs = config.jobs or 1
+    threads = shared_threads(jobs, config.threads)
+    made: dict[str, Any] = {**asked, "settings": settings, "jobs": jobs, "threads": threads}
     if config.epochs is not None:
         made["epochs"] = config.epochs
     else:
         seconds = _seconds_per_epoch(config, threads)
-        whole = len(config.seeds) * sum(seconds.values()) / config.jobs
+        whole = len(config.seeds) * sum(seconds.values()) / jobs
         epochs = math.floor(config.budget_minutes * 60 / whole)
         if epochs < 1:
             raise InputError(
@@ -137,6 +155,8 @@ def _check(config: Config) -> None:
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise InputError(f"--{name} is {values}: name at least one, and each once")
+    for seed in config.seeds:
+        check_seed(seed)
     for name in ("jobs", "threads", "epochs"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -251,7 +271,7 @@ def run(config: Config) -> int:
         print(f"  {objective:<20} {seconds:8.1f} s an epoch, {planned['threads']} thread(s)")
     with collected_signals() as received:
         state = carry_out(
-            config.folder, cells(config, planned), jobs=planned["jobs"],
+            config.folder, cells(config, planned), jobs=config.jobs or planned["jobs"],
             threads=planned["threads"], minutes=config.minutes, received=received,
         )  # fmt: skip
     finished = read_lines(config.folder / RUNS)

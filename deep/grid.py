@@ -11,8 +11,8 @@ each cell stands, `… collect SWEEP.toml` gathers the finished ones in runs.jso
     objective = "mixup"
 
 A cell is known by the hash of its resolved settings, which ends its folder's name. So a sweep may
-grow or be edited: what is finished stays, what is new is trained; and the folder may move to
-another machine and go on there.
+grow or be edited: what is finished stays, also if its row is renamed (by its old name then), what
+is new is trained; and the folder may move to another machine and go on there.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,6 +172,26 @@ def _cell(name: str, values: Mapping[str, Any], path: Path) -> tuple[Cell, dict[
     return Cell(f"{name}-{digest[:8]}", (*given, *flags)), decisive
 
 
+def _named_as_there(
+    folder: Path, cells: Mapping[Cell, dict[str, Any]]
+) -> dict[Cell, dict[str, Any]]:
+    """The cells, those of renamed rows by the names under which the folder has them."""
+    finished = [path.parent.name for path in folder.glob(f"*/{RESULT}")]
+    there = [*(path.name for path in folder.glob("*/")), *finished, *gathered(folder)]
+    asked = {cell.name for cell in cells}
+    # Of several of one hash the last counts, which is a finished one if there is any.
+    known = {_digest(name): name for name in there if name not in asked}
+    found = {}
+    for cell, settings in cells.items():
+        name = cell.name if cell.name in there else known.get(_digest(cell.name), cell.name)
+        found[replace(cell, name=name)] = settings
+    return found
+
+
+def _digest(name: str) -> str:
+    return name.rpartition("-")[2]
+
+
 def states(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
     """Where each cell stands, from its files and SLURM's queue.
 
@@ -207,7 +227,7 @@ def states(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
 def run(grid: Grid) -> int:
     """Does what was asked; the exit code: 1 if a cell failed, 128 + its number after a signal."""
     config = grid.command
-    cells = read_sweep(config.sweep)
+    cells = _named_as_there(config.folder, read_sweep(config.sweep))
     names = [cell.name for cell in cells]
     match config:
         case Run():

@@ -86,9 +86,8 @@ class Recipe(Optimization):
     def check(self) -> None:
         """Raises InputError if a number is out of range."""
         super().check()
-        least = {
-            "crop_padding": 0, "validation": 0, "log_samples": 1, "check_samples": 1, "seed": 0,
-        }  # fmt: skip
+        check_seed(self.seed)
+        least = {"crop_padding": 0, "validation": 0, "log_samples": 1, "check_samples": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least {bound}")
@@ -145,6 +144,12 @@ class Config(Recipe):
                 raise InputError(f"{name} is {value}: it must be at least {bound} and finite")
         if self.force and not self.resume:
             raise InputError("--force is for --resume: add it, or leave --force out")
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError unless PyTorch, NumPy and scikit-learn all take the seed."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: it must be at least 0 and below 2^32")
 
 
 def recipe_settings(name: str) -> dict[str, Any]:

@@ -31,7 +31,10 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, step: int, model: nn.Module, state: dict[str, Any]) -> None:
-        """Writes one checkpoint and drops those beyond `keep`.
+        """Writes one checkpoint and drops those beyond `keep`, and those of later steps.
+
+        Later ones are damaged, or the run would not have fallen back behind them; counted among the
+        newest they would outlive this one.
 
         Under another name first: a process that is killed while writing leaves the older ones and
         no half of this one.
@@ -68,8 +71,10 @@ class Checkpoints:
                 f"cannot write the checkpoint of step {step} to {self.folder} ({reason(error)}; "
                 f"{kept}): free space there and resume"
             ) from error
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+        steps = self.steps()
+        stay = [other for other in steps if other <= step][-self.keep :]
+        for other in set(steps).difference(stay):
+            shutil.rmtree(self.folder / str(other), ignore_errors=True)
 
     def load(self, model: nn.Module, warn: Callable[[str], None]) -> dict[str, Any] | None:
         """Loads the newest usable checkpoint's weights into the model and returns its state.

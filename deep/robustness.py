@@ -151,7 +151,8 @@ def candidates(config: Config) -> list[Candidate]:
             )
         if not (folder / WEIGHTS).exists():
             raise InputError(f"{folder} has no {WEIGHTS}: let its training end first")
-        found.append(Candidate(str(folder), folder / WEIGHTS, recipe))
+        one_case = {"data": str(recipe["data"]).casefold()}  # deep.train takes a name in any
+        found.append(Candidate(str(folder), folder / WEIGHTS, {**recipe, **one_case}))
     if len({run.weights.resolve() for run in found}) < len(found):
         raise InputError("a run stands twice: name each once")
     sets = {run.recipe["data"] for run in found}
@@ -329,12 +330,12 @@ def run(config: Config) -> int:
             {"run": candidate.name, "label": label, "seed": recipe["seed"], "recipe": recipe,
              "measures": dict(bar)}
         )  # fmt: skip
-    is_talks = name == "cifar100"
+    is_talks = data.name == "cifar100"
     record = {
         "command": command_line("deep.robustness"),
         "environment": environment(),
         "settings": {k: v for k, v in asdict(replace(config, runs=())).items() if k != "runs"},
-        "data": name,
+        "data": data.name,
         "source": data.source,
         "samples": len(x),
         "device": str(device),

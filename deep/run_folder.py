@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from theory.errors import InputError
-from theory.record import check_writable, json_line, parse_json, read_text
+from theory.record import check_writable, json_line, parse_json, read_text, reason
 
 RECIPE, LOG, CHECKS, RESULT, WEIGHTS = (
     "recipe.json", "log.jsonl", "checks.jsonl", "result.json", "weights.safetensors",
@@ -82,7 +82,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in the folder.
 
     Raises:
-        InputError: If one does already, or the folder cannot be written to.
+        InputError: If one does already, the folder cannot be written to, or its file system has no
+            locks.
     """
     check_writable(folder)
     with (folder / LOCK).open("a") as file:
@@ -91,6 +92,11 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise InputError(
                 f"another process trains in {folder}: wait for it, or name another --out"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be locked by the one process that may train there "
+                f"({reason(error)}): name an --out on another file system"
             ) from error
         yield
 
@@ -116,10 +122,12 @@ def is_locked(folder: Path) -> bool:
     """Whether a process trains in the folder now."""
     try:
         with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: NFS grants an exclusive one only on a file that is open for writing, and two
+            # who ask at a time do not take each other for one that trains.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # there is none
+    except OSError:  # there is none, or no process can hold it
         return False
     return False
 

@@ -15,7 +15,7 @@ from typing import Any
 from deep.run_folder import read_object
 from deep.runner import Cell, outcome
 from theory.errors import InputError
-from theory.record import write_json
+from theory.record import reason, write_json
 
 JOB = "slurm.json"
 
@@ -116,15 +116,18 @@ def submit(folder: Path, cells: Sequence[Cell], options: Slurm) -> str:
         tasks = [Task(cell, folder.resolve(), options.slurm_cpus) for cell in cells]
         jobs = executor.submit_array(tasks)
     except (RuntimeError, OSError, FailedJobError, subprocess.SubprocessError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"SLURM did not take the jobs ({reason}): see sinfo") from error
+        raise InputError(f"SLURM did not take the jobs ({error}): see sinfo") from error
     for cell, job in zip(cells, jobs, strict=True):
         write_json(folder / cell.name / JOB, {"job": job.job_id})
     return str(jobs[0].job_id).partition("_")[0]
 
 
 def queued(folder: Path, cells: Sequence[Cell]) -> set[str]:
-    """Names of the cells whose jobs SLURM has in its queue, waiting or running."""
+    """Names of the cells whose jobs SLURM has in its queue, waiting or running.
+
+    Raises:
+        InputError: If SLURM is there and does not say: a cell that it has could be queued twice.
+    """
     jobs = {
         str(read_object(folder / cell.name / JOB).get("job")): cell.name
         for cell in cells
@@ -135,6 +138,10 @@ def queued(folder: Path, cells: Sequence[Cell]) -> set[str]:
     command = ["squeue", "--noheader", "--array", "--format=%i"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return set()  # the folder was moved to where that queue cannot be seen
+    except FileNotFoundError:
+        return set()  # no SLURM here: the folder was moved to where that queue cannot be seen
+    except (OSError, subprocess.SubprocessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        said = said.strip() or reason(error)
+        raise InputError(f"squeue does not tell SLURM's queue ({said}): try again") from error
     return {jobs[job] for job in listed.stdout.split() if job in jobs}

@@ -270,7 +270,7 @@ def campaign_config(folder):
 
 def write_plan(folder):
     plan = {"recipe": "quick-digits", "objectives": ["erm"], "seeds": [0], "jobs": 1, "threads": 1,
-            "epochs": 3, "seconds": {"erm": 1.5}}  # fmt: skip
+            "epochs": 3, "seconds": {"erm": 1.5}, "settings": {"width": 8}}  # fmt: skip
     (folder / "campaign.json").write_text(json.dumps(plan))
 
 

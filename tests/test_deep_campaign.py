@@ -192,6 +192,7 @@ def test_a_run_that_fails_is_named_with_its_reason(recipe, tmp_path, capsys):
     [
         (["--jobs", "0"], "--jobs is 0"),
         (["--seeds", "1", "1"], "name at least one, and each once"),
+        (["--seeds", "-1"], "seed is -1: it must be at least 0 and below 2^32"),
         (["--minutes", "-1"], "--minutes is -1"),
         (["--budget-minutes", "nan"], "--budget-minutes is nan"),
         (["--recipe", "none"], "unknown recipe 'none'"),
@@ -210,6 +211,50 @@ def test_another_campaign_in_the_folder_is_refused(finished, recipe, capsys):
     out, _ = finished
     assert main([*flags(recipe, out), "--seeds", "3", "4"]) == 2
     assert "holds another campaign (seeds was [3], is [3, 4])" in capsys.readouterr().err
+
+
+def test_a_recipe_that_has_changed_is_refused_and_a_plan_without_settings_is_not(tmp_path, capsys):
+    path, out = tmp_path / "my.toml", tmp_path / "c"
+    path.write_text(RECIPE)
+    more = ("--minutes", "1e-9")  # plans, and trains nothing
+    assert main(flags(path, out, *more)) == 0
+    made = json.loads((out / "campaign.json").read_text())
+    assert (made["settings"]["width"], made["settings"]["data"]) == (4, "digits")
+    assert not {"objective", "seed", "epochs", "data_dir"} & made["settings"].keys()
+    path.write_text(RECIPE + "epochs = 9\nseed = 5\n")  # the campaign has its own
+    assert main(flags(path, out, *more)) == 0
+    path.write_text(RECIPE.replace("width = 4", "width = 5") + "milestones = [1.5]\n")
+    capsys.readouterr()
+    assert main(flags(path, out, *more)) == 2
+    told = capsys.readouterr().err
+    assert "another campaign (milestones was [], is [1.5]; width was 4, is 5)" in told
+    assert told.count("\n") == 1
+    del made["settings"]
+    (out / "campaign.json").write_text(json.dumps(made))
+    assert main(flags(path, out, *more)) == 0
+    (out / "campaign.json").write_text(json.dumps({**made, "settings": [1]}))
+    assert main(flags(path, out, *more)) == 2
+    assert "is no whole plan" in capsys.readouterr().err
+
+
+def test_jobs_may_change_from_call_to_call_and_threads_may_not(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def note(folder, cells, *, jobs, threads, **others):
+        asked.append((jobs, threads))
+        (folder / "runs.jsonl").write_text("")
+        return {}
+
+    monkeypatch.setattr(deep.campaign, "carry_out", note)
+    out = tmp_path / "c"
+    for more in (["--jobs", "3", "--threads", "2"], [], ["--jobs", "1"], ["--threads", "2"]):
+        few = ["--recipe", str(recipe), "--epochs", "2", "--out", str(out), *more]
+        assert main(few) == 0
+    assert asked == [(3, 2), (3, 2), (1, 2), (3, 2)]
+    assert main(["--recipe", str(recipe), "--threads", "1", "--out", str(out)]) == 2
+    assert "threads were 2, are 1" in capsys.readouterr().err
 
 
 def test_a_budget_below_one_epoch_is_refused(recipe, tmp_path, capsys, monkeypatch):

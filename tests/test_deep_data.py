@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
+from deep.data.examples import in_proportion
 from deep.data.images import IMAGE_SETS, load_images
 from theory.errors import InputError
 
@@ -366,6 +367,17 @@ def test_real_cifar10_sprites_have_the_known_counts_and_moments():
 
 
 # --- digits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alone", [0, 1, 2])
+def test_a_draw_splits_classes_in_proportion_but_where_one_of_them_has_a_single_member(alone):
+    labels = torch.tensor([0] * 20 + [1] * 20 + [2] * alone)
+    chosen, rest = in_proportion(labels, 10 + alone, seed=0)
+    assert (len(chosen), len(rest)) == (10 + alone, 30)
+    assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(40 + alone))
+    if alone != 1:  # each class has its share to within one example
+        off = labels[rest].bincount(minlength=3) - labels.bincount(minlength=3) * 30 / len(labels)
+        assert (off.abs() < 1).all()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Sweeps: their cells, resuming, and a real SLURM that preempts and loses jobs."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -12,8 +14,9 @@ import pytest
 import slurm_cluster
 
 from deep.grid import main, read_sweep, states
-from deep.run_folder import locked, read_lines
+from deep.run_folder import is_locked, locked, read_lines
 from deep.runner import FAILURE, RUNS, Cell, outcome
+from deep.slurm import JOB, queued
 from theory.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +122,32 @@ def test_what_is_gathered_is_done_wherever_it_is_carried(tmp_path, capsys):
     assert not list(out.glob("*/"))
 
 
+def test_a_renamed_row_keeps_what_it_has(tmp_path, capsys):
+    """One cell gathered, one finished, one stopped, one new: each as before its row was renamed."""
+    path, out = sweep(tmp_path), tmp_path / "grid"
+    gathered, finished, stopped, new = names(path)
+    recipe = {"objective": "erm", "seed": 0}
+    line = {"name": gathered, "recipe": recipe, "result": {}, "log": [], "checks": []}
+    (out / finished).mkdir(parents=True)
+    (out / RUNS).write_text(json.dumps(line) + "\n")
+    (out / finished / "result.json").write_text(json.dumps({"recipe": recipe}))
+    for name in ("log.jsonl", "checks.jsonl"):
+        (out / finished / name).write_text("")
+    (out / stopped / "checkpoints").mkdir(parents=True)
+    path.write_text(path.read_text().replace("[rows.", "[rows.new-"))
+    assert names(path) == [f"new-{name}" for name in (gathered, finished, stopped, new)]
+    assert main(["status", str(path), "--out", str(out)]) == 0
+    assert [row.split() for row in capsys.readouterr().out.splitlines()][2:-1] == [
+        [gathered, "done"], [finished, "done"], [stopped, "stopped"], [f"new-{new}", "waiting"],
+    ]  # fmt: skip
+    assert main(["collect", str(path), "--out", str(out)]) == 0
+    assert [line["name"] for line in read_lines(out / RUNS)] == [gathered, finished]
+    assert main(["run", str(path), "--out", str(out), "--minutes", "1e-9"]) == 0
+    assert list(json.loads((out / "grid.json").read_text())["cells"]) == [
+        gathered, finished, stopped, f"new-{new}",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
 def test_minutes_are_positive_and_finite(minutes, tmp_path, capsys):
     out = tmp_path / "grid"
@@ -158,6 +187,39 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
         pass
 
 
+def test_a_lock_is_seen_where_the_file_system_is_nfs(tmp_path, monkeypatch):
+    """Linux grants an exclusive lock there on a file open for writing, a shared for reading."""
+    real = fcntl.flock
+
+    def nfs(file, operation):
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == (os.O_RDONLY if operation & fcntl.LOCK_EX else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = rf"cannot be locked .*{os.strerror(number)}.*: name an --out on another file system"
+    with pytest.raises(InputError, match=message), locked(tmp_path):
+        pass
+
+
+def test_a_fault_while_the_folder_is_locked_is_no_fault_of_the_lock(tmp_path):
+    with pytest.raises(OSError, match="full"), locked(tmp_path):
+        raise OSError("full")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -188,6 +250,58 @@ def test_without_slurm_it_says_so(tmp_path, capsys, monkeypatch):
     code = main(["run", str(sweep(tmp_path)), "--out", str(tmp_path / "grid"), "--slurm"])
     assert code == 2
     assert "SLURM did not take the jobs" in capsys.readouterr().err
+
+
+def put_squeue(folder, monkeypatch, script):
+    """A squeue of one's own, and nothing else of SLURM."""
+    (folder / "bin").mkdir()
+    if script is not None:
+        (folder / "bin" / "squeue").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "bin" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+
+
+def put_job(out, name):
+    (out / name).mkdir(parents=True)
+    (out / name / JOB).write_text('{"job": "7_0"}')
+
+
+@pytest.mark.parametrize(("script", "found"), [("echo 6_0; echo 7_0", {"a"}), (None, set())])
+def test_what_is_queued_is_what_squeue_lists(tmp_path, monkeypatch, script, found):
+    put_squeue(tmp_path, monkeypatch, script)
+    put_job(tmp_path, "a")
+    assert queued(tmp_path, [Cell("a", ()), Cell("b", ())]) == found
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'slurm_load_jobs error: no contact' >&2; exit 1", "(slurm_load_jobs error: no "),
+        ("exit 3", "non-zero exit status 3"),
+    ],
+)
+def test_a_queue_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch, capsys, script, said):
+    """Or what is queued would be submitted a second time."""
+    path, out = sweep(tmp_path), tmp_path / "grid"
+    put_squeue(tmp_path, monkeypatch, script)
+    put_job(out, names(path)[0])
+    for command in (["status"], ["run", "--slurm"]):
+        assert main([*command, str(path), "--out", str(out)]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: squeue does not tell SLURM's queue (")
+        assert said in told
+        assert told.endswith("): try again\n")
+        assert told.count("\n") == 1
+
+
+def test_a_queue_that_does_not_answer_is_no_empty_one(tmp_path, monkeypatch):
+    def hang(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout, stderr=b"so far")
+
+    put_job(tmp_path, "a")
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(InputError, match=r"timed out after 60 seconds\): try again"):
+        queued(tmp_path, [Cell("a", ())])
 
 
 @pytest.mark.slurm

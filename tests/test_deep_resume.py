@@ -55,6 +55,20 @@ def test_what_a_killed_process_left_is_swept_away_and_a_damaged_one_replaced(tmp
     assert checkpoints.load(network(1), no_warning) == {"index": 4}
 
 
+def test_a_damaged_newer_one_does_not_outlive_what_is_saved_after_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (100, 200):
+        checkpoints.save(step, network(step), {"index": step})
+    (tmp_path / "200" / "state.pt").write_bytes(b"nothing")
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    warned = []
+    assert checkpoints.load(network(0), warned.append) == {"index": 100}
+    assert len(warned) == 1
+    checkpoints.save(110, network(110), {"index": 110})
+    assert checkpoints.steps() == [110]
+    assert checkpoints.load(network(0), no_warning) == {"index": 110}
+
+
 @pytest.mark.parametrize("method", ["write_bytes", "write_text", "rename"])
 def test_a_full_disk_leaves_the_older_ones(tmp_path, monkeypatch, method):
     checkpoints = Checkpoints(tmp_path, keep=1)

@@ -103,6 +103,19 @@ def test_a_network_by_its_weights(tmp_path):
     assert x == y
 
 
+def test_data_by_a_name_in_any_case(tmp_path):
+    """As deep.train takes it."""
+    make_run(tmp_path / "a", data="Digits")
+    make_run(tmp_path / "b", seed=1)
+    folders = [str(tmp_path / name) for name in "ab"]
+    assert main([*folders, "--out", str(tmp_path / "x"), *FAST]) == 0
+    record = record_of(tmp_path / "x")
+    assert record["data"] == "digits"
+    assert [group["seeds"] for group in record["groups"]] == [[0, 1]]
+    assert main([*folders, "--data", "DIGITS", "--out", str(tmp_path / "y"), *FAST]) == 0
+    assert record_of(tmp_path / "y")["groups"] == record["groups"]
+
+
 def test_labels_name_what_differs_besides_seeds():
     recipes = [
         {"objective": "erm", "seed": 0, "eta": 1, "check_every": 0},

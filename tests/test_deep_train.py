@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deep.data.examples import in_proportion
+import deep.training
+from deep.data.examples import Examples, in_proportion
 from deep.data.images import load_images
 from deep.evaluate import evaluate
 from deep.models.from_file import model_from_file
@@ -324,6 +325,8 @@ BAD = {
     "negative crop": (["--crop-padding", "-1"], "crop_padding is -1"),
     "check_every": (["--check-every", "-1"], "check_every is -1"),
     "keep": (["--keep", "0"], "keep is 0"),
+    "negative seed": (["--seed", "-1"], "seed is -1: it must be at least 0 and below 2^32"),
+    "large seed": (["--seed", str(2**32)], "seed is 4294967296: it must be"),
     "force alone": (["--force"], "--force is for --resume"),
     "loss": (["--loss", "bce-softmax"], "is for erm, mixup and manifold_mixup"),
     "objective": (["--objective", "mixupe"], "mixupe-paper"),
@@ -384,6 +387,19 @@ def test_networks_that_do_not_fit_are_one_line(net, tmp_path, capsys):
     more = ("--checkpoint", str(tmp_path / "other.safetensors"))
     assert main(flags(net, tmp_path / "second", *more)) == 2
     assert "is of another model" in capsys.readouterr().err
+
+
+def test_a_class_of_one_example_is_no_obstacle_to_validation(tmp_path, monkeypatch):
+    labels = torch.tensor([0] * 20 + [1] * 19 + [2])
+    data = Examples(
+        name="mini", x_train=torch.randn(40, 3), y_train=labels, x_test=torch.randn(4, 3),
+        y_test=labels[:4], num_classes=3, source="made here",
+    )  # fmt: skip
+    monkeypatch.setattr(deep.training, "load_examples", lambda name, folder: data)
+    out = ["--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "8"]
+    assert main(["--model", "mlp", "--width", "4", "--validation", "10", *out]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["examples"] == {"train": 30, "validation": 10, "test": 4}
 
 
 def test_labels_outside_the_classes_are_refused():

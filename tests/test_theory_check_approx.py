@@ -264,6 +264,8 @@ BAD = {
         ["--model", "lenet", "--data", "cifar10", "--data-dir", "{dir}/no"],
         "{dir}/no",
     ),
+    "negative seed": (["--model", "lenet", "--seed", "-1"], "seed is -1: it must be at least 0"),
+    "large seed": (["--model", "lenet", "--seed", str(2**32)], "below 2^32"),
     "nodes zero": (["--model", "lenet", "--nodes", "0"], "--nodes is 0"),
     "pair-samples zero": (["--model", "lenet", "--pair-samples", "0"], "--pair-samples is 0"),
     "pair-seconds": (["--model", "lenet", "--pair-seconds", "-1"], "--pair-seconds is -1"),

@@ -30,6 +30,7 @@ from deep.models import resolve_model
 from deep.models.embedder import Embedder
 from deep.objective import Objective, build_objective
 from deep.processes import choose_device
+from deep.recipes import check_seed
 from figures.check_approx import NAMES, drawings
 from figures.drawing import save as save_figures
 from figures.page import save as save_page
@@ -318,6 +319,7 @@ class _Progress:
 
 def _check_numbers(config: Config) -> None:
     beta_law(config.alpha, config.beta)
+    check_seed(config.seed)
     if not 0 <= config.epochs < math.inf:
         raise InputError(f"--epochs is {config.epochs}: it must be 0 or positive, and finite")
     counts = {

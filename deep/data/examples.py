@@ -45,8 +45,8 @@ def in_proportion(
 ) -> tuple[Int[Tensor, " count"], Int[Tensor, " rest"]]:
     """Numbers of `count` examples drawn with the classes in proportion, and of all others.
 
-    The proportion is kept where there are enough examples on both sides for every class to have
-    one; otherwise the draw ignores classes.
+    The proportion is kept where every class has two examples or more and there are enough on both
+    sides for every class to have one; otherwise the draw ignores classes.
 
     Args:
         labels: Class indices.
@@ -61,7 +61,8 @@ def in_proportion(
         raise InputError(f"{count} examples are asked for and there are {n}: ask for fewer")
     if count in (0, n):
         return torch.arange(count), torch.arange(count, n)
-    enough = min(count, n - count) >= len(labels.unique())
+    sizes = labels.unique(return_counts=True)[1]
+    enough = min(count, n - count) >= len(sizes) and int(sizes.min()) >= 2
     chosen, rest = train_test_split(
         np.arange(n), train_size=count, random_state=seed, stratify=labels if enough else None
     )

@@ -54,7 +54,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
     published split.
 
     Args:
-        name: One of `IMAGE_SETS`.
+        name: One of `IMAGE_SETS`, in any case.
         data_dir: A folder that holds the published files (see `deep.data.published`). Without it
             they are downloaded once and kept in the user's cache.
 
@@ -62,6 +62,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
         InputError: Unknown name, no usable files in the folder, a damaged file, labels out of
             range, or a failed download.
     """
+    name = name.casefold()
     if name not in IMAGE_SETS:
         raise unknown("image set", name, IMAGE_SETS)
     if name == "digits":
