@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.drawing import Drawing
-from figures.orders import draw_convergence, draw_orders, draw_remainders
+from figures.orders import draw_convergence, draw_orders, draw_remainders, has_remainders
 from figures.segments import draw_regions, draw_segment, draw_split
 from figures.style import COLORS, legend_below, new_figure, style, when
 from theory.report import Report
@@ -122,10 +122,15 @@ def draw_gaps(ax: Axes, checks: Sequence[Report]) -> None:
     legend_below(ax)
 
 
+def _apart(check: Report) -> np.ndarray:
+    """Which segments do not lead from an example to itself."""
+    pairs = check.segments["pairs"]
+    return np.array(pairs["i"]) != np.array(pairs["j"])
+
+
 def draw_segments(ax: Axes, checks: Sequence[Report]) -> None:
     """Linear regions that segments between samples cross, at the last check."""
-    found = checks[-1].segments
-    apart = np.array(found["pairs"]["i"]) != np.array(found["pairs"]["j"])
+    found, apart = checks[-1].segments, _apart(checks[-1])
     draw_regions(ax, np.array(found["counts"])[apart], np.array(found["covered"])[apart])
 
 
@@ -186,16 +191,16 @@ _OVERVIEW = ("q", "gaps", "attribution", "errors")
 
 def panels_of(checks: Sequence[Report]) -> dict[str, Panel]:
     """The panels that these checks can fill."""
-    orders = checks[-1].orders
+    orders, segments = checks[-1].orders, checks[-1].segments
     fillable = {
         "errors": len(checks) > 1,  # one check has no course of training to show
         "agreement": len(checks) > 1,
         "orders": bool(orders),
-        "remainders": bool(orders),
+        "remainders": bool(orders) and has_remainders(checks[-1]),
         "convergence": bool(orders and orders["convergence"]),
-        "regions": bool(checks[-1].segments),
-        "kinks": bool(checks[-1].segments),
-        "segment": "segment" in checks[-1].segments,  # older records lack it
+        "regions": bool(segments) and bool(_apart(checks[-1]).any()),  # one example has none
+        "kinks": bool(segments),
+        "segment": "segment" in segments,  # older records lack it
     }
     return {name: panel for name, panel in PANELS.items() if fillable.get(name, True)}
 

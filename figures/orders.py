@@ -1,6 +1,7 @@
 """Figures of Theorem 1 order by order: `draw_*` puts one panel on an axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -33,25 +34,42 @@ def draw_orders(ax: Axes, checks: Sequence[Report]) -> None:
     legend_below(ax)
 
 
+def has_remainders(check: Report) -> bool:
+    """Whether any remainder stands clear of rounding; of one example alone, say, all are zero."""
+    found = check.orders["remainders"]
+    return any(
+        (_clear(found, name, k) > 0).any() for name in ("of_loss", "of_f") for k in _shown(found)
+    )
+
+
+def _shown(found: Mapping[str, Any]) -> list[int]:
+    """The orders whose remainders are drawn."""
+    order = len(found["of_loss"])
+    return sorted({1, (1 + order) // 2, order})
+
+
+def _clear(found: Mapping[str, Any], name: str, k: int) -> np.ndarray:
+    """Remainders of order k at each distance, NaN where they are lost in rounding."""
+    values = np.array(found[name][k - 1])
+    return np.where(values < found["rounding"], np.nan, values)
+
+
 def draw_remainders(ax: Axes, checks: Sequence[Report]) -> None:
     """Remainder of the loss and of the network against the distance, at the last check."""
     found = checks[-1].orders["remainders"]
     affine = checks[-1].orders["affine_pieces"]
-    order = len(found["of_loss"])
-    shown = sorted({1, (1 + order) // 2, order})
+    shown = _shown(found)
     lines = [("of_loss", k, f"loss, K = {k}", "-", c) for k, c in zip(shown, COLORS, strict=False)]
     if affine:  # no order above the first adds anything to f's
         lines.append(("of_f", 1, "f, every K", ":", "0.3"))
     else:
         lines += [("of_f", k, f"f, K = {k}", ":", c) for k, c in zip(shown, COLORS, strict=False)]
     for rank, (name, k, label, ls, color) in enumerate(lines):
-        values = np.array(found[name][k - 1])
-        values[values < found["rounding"]] = np.nan
         exponent = found["exponents"][name][k - 1]
-        fitted = "" if exponent is None or np.isnan(exponent) else f": a^{exponent:.2g}"
+        fitted = "" if np.isnan(exponent) else f": a^{exponent:.2g}"
         ax.plot(
-            found["distances"], values, color=color, ls=ls, lw=2.6 - 0.7 * (rank % len(shown)),
-            label=label + fitted,
+            found["distances"], _clear(found, name, k), color=color, ls=ls,
+            lw=2.6 - 0.7 * (rank % len(shown)), label=label + fitted,
         )  # fmt: skip
     ax.axhline(found["rounding"], color="0.6", lw=0.8, ls="--", label="rounding")
     ax.set(xscale="log", yscale="log", xlabel="a   (1 is the partner)", ylabel="mean remainder")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from deep.deformations import PUBLISHED, PUBLISHED_COLUMNS
+from deep.run_folder import labels
 from deep.tables.compare import Measured, cells, measured, selections
 from deep.tables.published import METHODS, published
 from figures import deformations, tables
@@ -25,6 +27,9 @@ _NUMBERED = (4, 5, 6)
 _GREY = "0.85"
 _HEADS = {"erm": "ERM", "mixup": "Mixup", "manifold_mixup": "Manifold\nMixup",
           "mixupe-paper": "MixupE"}  # fmt: skip
+_NOT_OF_MIXUP = {"eta", "tau", "clean_statistics"}
+# Settings that every run records and that have no bearing on these objectives.
+_UNUSED = {"erm": {"alpha", "beta", "lam", *_NOT_OF_MIXUP}, "mixup": _NOT_OF_MIXUP}
 
 
 @dataclass(frozen=True)
@@ -83,22 +88,50 @@ def _caption(table: Comparison) -> str:
 
 
 def _images(root: Path) -> Comparison:
-    """Runs of the published networks at their full width, whatever their number of epochs."""
-    rows: dict[str, Measured] = {}
-    records = []
+    """Runs of the published networks at their full width, whatever their number of epochs.
+
+    A row shows runs of one campaign that differ in objective and seed alone: of several such sets
+    the one with most epochs, then with most runs, then the first. The title names each row's.
+    """
+    table = published("images")
+    sets: dict[str, list[tuple[Path, list[dict[str, Any]]]]] = {}
     for path in sorted(root.glob("campaign/*/runs.jsonl")):
-        for run in read_runs(path):
-            recipe, result = run["recipe"], run["result"]
-            name = f"{recipe['model']}-{recipe['data']}"
-            if name not in published("images").rows or recipe["width"] or not result:
-                continue
-            errors = rows.setdefault(name, Measured({}, 0.0)).errors
-            error = 100 * result["last"]["test_error"]
-            errors.setdefault(recipe["objective"], {})[recipe["seed"]] = error
-            records += [path] if path not in records else []
+        finished = [run for run in read_runs(path) if run["result"]]
+        for name in table.rows:
+            runs = [run for run in finished if _stands_for(run["recipe"], name)]
+            for one in runs:
+                alike = [run for run in runs if _alike(run, one["recipe"])]
+                sets.setdefault(name, []).append((path, alike))
+    rows: dict[str, Measured] = {}
+    records, sources = [], []
+    for name, found in sets.items():
+        path, runs = max(found, key=lambda s: (s[1][0]["recipe"]["epochs"], len(s[1])))
+        errors = rows.setdefault(name, Measured({}, 0.0)).errors
+        for run in runs:
+            error = 100 * run["result"]["last"]["test_error"]
+            errors.setdefault(run["recipe"]["objective"], {})[run["recipe"]["seed"]] = error
+        records += [path] if path not in records else []
+        epochs = runs[0]["recipe"]["epochs"]
+        sources.append(f"{table.rows[name].label}: {path.parent.name}, {epochs:g} epochs")
     command = "python -m deep.campaign --recipe preact50-cifar10 (on a GPU)"
-    caption = published("images").caption
-    return Comparison(caption, list(METHODS.values()), _rows("images", rows), command, records)
+    title = table.caption + (f" Ours: {'; '.join(sources)}." if sources else "")
+    return Comparison(title, list(METHODS.values()), _rows("images", rows), command, records)
+
+
+def _stands_for(recipe: Mapping[str, Any], name: str) -> bool:
+    """Whether a run belongs in the row of that name."""
+    known = recipe["objective"] in METHODS.values() and not recipe["width"]
+    return known and f"{recipe['model']}-{recipe['data']}" == name
+
+
+def _alike(run: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether a run has this recipe's settings, as far as its own objective uses them."""
+    unused = {"objective", *_UNUSED.get(run["recipe"]["objective"], ())}
+    pair = [
+        {"objective": "", **{k: v for k, v in each.items() if k not in unused}}
+        for each in (run["recipe"], recipe)
+    ]
+    return len(set(labels(pair))) == 1
 
 
 def _deformations(root: Path) -> Comparison:

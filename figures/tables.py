@@ -18,6 +18,7 @@ from figures.style import COLORS, new_figure, style
 from theory.errors import InputError
 
 RECORD = "record.jsonl"
+_NAMES = {"erm": "ERM", "mixup": "Mixup"}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -37,27 +38,33 @@ def read(path: Path) -> list[dict[str, Any]]:
 def draw_gains(ax: Axes, frame: pd.DataFrame, baseline: str) -> None:
     """The difference in error of MixupE and a baseline in each row, and the talk's.
 
+    A hollow point has no interval: one repetition, or all of them differ by the same.
+
     Args:
         ax: Where.
         frame: As `deep.tables.compare.gains` gives it.
         baseline: Compared with.
     """
     own = frame[frame["baseline"] == baseline]
-    labels = list(dict.fromkeys(own["label"]))
-    variants = list(dict.fromkeys(own["method"]))
+    # Of all baselines: they share the rows' axis, and a variant has one colour.
+    labels = list(dict.fromkeys(frame["label"]))
+    variants = list(dict.fromkeys(frame["method"]))
     step = 0.7 / len(variants)
     for k, variant in enumerate(variants):
         block = own[own["method"] == variant]
-        places = np.array([labels.index(label) for label in block["label"]])
-        y = places + (k - (len(variants) - 1) / 2) * step
-        ends = np.abs(block[["low", "high"]].to_numpy().T - block["difference"].to_numpy())
-        ax.errorbar(
-            block["difference"], y, xerr=np.nan_to_num(ends), fmt="o", ms=3.5, lw=1, capsize=2,
-            color=COLORS[k], label=f"{variant}, ours [95 %]",
-        )  # fmt: skip
+        shift = (k - (len(variants) - 1) / 2) * step
+        for unknown, part in block.groupby(block["low"].isna()):
+            y = [labels.index(label) + shift for label in part["label"]]
+            ends = np.abs(part[["low", "high"]].to_numpy().T - part["difference"].to_numpy())
+            ax.errorbar(
+                part["difference"], y, xerr=None if unknown else ends, fmt="o", ms=3.5, lw=1,
+                capsize=2, color=COLORS[k], mfc="none" if unknown else COLORS[k],
+                label=f"{variant}, ours{', no interval' if unknown else ' [95 %]'}",
+            )  # fmt: skip
     talk = own[own["method"] == MIXUPE]
-    rows = [labels.index(label) for label in talk["label"]]
-    ax.plot(talk["claimed"], rows, "kx", ms=5, label="mixupe, the talk")
+    if len(talk):
+        rows = [labels.index(label) for label in talk["label"]]
+        ax.plot(talk["claimed"], rows, "kx", ms=5, label="mixupe, the talk")
     ax.axvline(0, color="0.5", lw=0.8, zorder=0)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
@@ -118,8 +125,9 @@ def drawings(lines: Sequence[Mapping[str, Any]]) -> dict[str, Drawing]:
         suffix = f"-{selection.replace(' ', '-')}" if selection else ""
         title = table.caption.partition(":")[0] + (f", {selection}" if selection else "")
         if len(frame):
+            over = " and ".join(f"over {_NAMES[baseline]}" for baseline in _baselines(frame))
             caption = (
-                f"{title}: what MixupE gains over ERM and over Mixup, in points of test error "
+                f"{title}: what MixupE gains {over}, in points of test error "
                 "(below zero: MixupE is better), with 95 % intervals, beside what the talk claims."
             )
             found[f"gains{suffix}"] = Drawing(caption, partial(plot_gains, frame, title))
@@ -134,15 +142,22 @@ def drawings(lines: Sequence[Mapping[str, Any]]) -> dict[str, Drawing]:
     return found
 
 
+def _baselines(frame: pd.DataFrame) -> list[str]:
+    return [baseline for baseline in BASELINES if baseline in set(frame["baseline"])]
+
+
 def plot_gains(frame: pd.DataFrame, title: str) -> Figure:
-    """`draw_gains` against each baseline, side by side."""
+    """`draw_gains` against each baseline that was run, side by side."""
+    baselines = _baselines(frame)
     with style():
         figure = new_figure(7.2, 1.4 + 0.26 * frame["row"].nunique())
-        axes = figure.subplots(1, len(BASELINES), sharey=True)
-        for ax, baseline in zip(axes, BASELINES, strict=True):
+        axes = figure.subplots(1, len(baselines), sharey=True, squeeze=False)[0]
+        entries: dict[str, Any] = {}
+        for ax, baseline in zip(axes, baselines, strict=True):
             draw_gains(ax, frame, baseline)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+            handles, labels = ax.get_legend_handles_labels()
+            entries |= dict(zip(labels, handles, strict=True))
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=2)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 

@@ -1,5 +1,6 @@
 """The figures show the numbers of the report, on axes that are named."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,9 @@ from matplotlib import rcParams
 from torch import nn
 
 from figures.__main__ import main
-from figures.check_approx import PANELS, panels_of, plot_overview, plot_panel
+from figures.check_approx import PANELS, drawings, panels_of, plot_overview, plot_panel
 from theory import check_approximation
-from theory.report import write_reports
+from theory.report import read_reports, write_reports
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,35 @@ def test_one_check_has_no_panel_through_training(checks):
     assert set(panels_of(first_order_alone)) == {"q", "gaps", "attribution"}
     assert len(plot_overview(checks[:1]).axes) == 3
     assert len(plot_overview(checks).axes) == 4
+
+
+def test_one_example_alone_has_neither_regions_nor_remainders():
+    """Its only partner is itself: no segment has a length, and no order leaves anything out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    data = [(torch.randn(1, 5), torch.zeros(1).long())]
+    alone = [check_approximation(model, data, order=4, max_pieces=50)]
+    assert set(PANELS) - set(panels_of(alone)) == {"errors", "agreement", "regions", "remainders"}
+    for drawing in drawings(alone).values():
+        drawing.plot().canvas.draw()
+
+
+def test_what_is_infinite_or_missing_is_drawn_from_the_record(checks, tmp_path):
+    orders = checks[-1].orders
+    convergence = orders["convergence"]
+    radius = convergence["median_radius"] | {"root": math.inf, "domb_sykes": math.nan}
+    exponents = {name: [math.nan] * 4 for name in orders["remainders"]["exponents"]}
+    changed = {
+        **orders, "rest_composite": [math.nan] * 4,
+        "convergence": convergence | {"median_radius": radius},
+        "remainders": orders["remainders"] | {"exponents": exponents},
+    }  # fmt: skip
+    write_reports(tmp_path / "report.json", [replace(checks[-1], orders=changed)])
+    back = read_reports(tmp_path / "report.json")
+    (line,) = plot_panel("convergence", back).axes[0].lines
+    assert line.get_label().endswith("median radius inf")
+    for drawing in drawings(back).values():
+        drawing.plot().canvas.draw()
 
 
 def test_style_does_not_leak(checks):

@@ -193,18 +193,26 @@ def test_what_was_not_run_is_grey_and_what_was_stands_there(results):
     ][0].caption  # fmt: skip
 
 
+def image_run(objective, error, **settings):
+    recipe = {"model": "preact50", "data": "cifar10", "width": None, "seed": 0, "epochs": 200.0,
+              "alpha": 1.0, "eta": 0.001, "objective": objective}  # fmt: skip
+    result = {"last": {"test_error": error}}
+    return {"recipe": recipe | settings, "result": result, "log": [], "checks": []}
+
+
+def write_campaign(root, name, runs):
+    path = root / "campaign" / name / "runs.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    return path
+
+
 def test_runs_at_the_published_width_fill_the_table_of_images(tmp_path):
-    folder = tmp_path / "campaign" / "gpu"
-    folder.mkdir(parents=True)
     runs = [
-        {
-            "recipe": {"model": "preact50", "data": "cifar10", "width": width, "seed": seed,
-                       "objective": "mixup"},
-            "result": {"last": {"test_error": error}}, "log": [], "checks": [],
-        }
+        image_run("mixup", error, width=width, seed=seed)
         for width, seed, error in ((None, 0, 0.05), (None, 1, 0.07), (8, 2, 0.9))
-    ]  # fmt: skip
-    (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    ]
+    path = write_campaign(tmp_path, "gpu", runs)
     table = published.comparisons(tmp_path)["tables/images"]
     rows = {name: (talk, ours) for name, talk, ours in table.rows}
     talk, ours = rows["PreActResNet50, CIFAR-10"]
@@ -212,7 +220,39 @@ def test_runs_at_the_published_width_fill_the_table_of_images(tmp_path):
     assert ours == [None, "6.00 ± 1.41", None]
     assert rows["Wide-ResNet-28-10, SVHN"] == (["2.82 ± 0.05", "2.48 ± 0.12", "2.29 ± 0.17"],
                                                [None] * 3)  # fmt: skip
-    assert table.records == [folder / "runs.jsonl"]
+    assert table.records == [path]
+    assert table.title.endswith(" Ours: PreActResNet50, CIFAR-10: gpu, 200 epochs.")
+
+
+def test_a_row_of_images_is_one_campaigns(tmp_path):
+    """Two epochs at η = 0 are not mixed with 800, nor another row's campaign with this one's."""
+    short = [image_run("mixupe-paper", 0.6, seed=k, epochs=2.0, eta=0.0) for k in (0, 1)]
+    other = image_run("erm", 0.2, data="svhn", epochs=2.0)
+    brief = write_campaign(tmp_path, "a-brief", [*short, image_run("erm", 0.5, epochs=2.0), other])
+    long = write_campaign(
+        tmp_path, "b-long", [image_run("mixupe-paper", 0.04, seed=1, epochs=800.0)]
+    )
+    table = published.comparisons(tmp_path)["tables/images"]
+    rows = {name: ours for name, _, ours in table.rows}
+    assert rows["PreActResNet50, CIFAR-10"] == [None, None, "4.00"]
+    assert rows["PreActResNet50, SVHN"] == ["20.00", None, None]
+    assert set(table.records) == {brief, long}
+    assert "CIFAR-10: b-long, 800 epochs" in table.title
+    assert "SVHN: a-brief, 2 epochs" in table.title
+
+
+def test_a_row_of_images_has_one_alpha_and_eta_where_they_apply(tmp_path):
+    """ERM has neither and Mixup no η, so theirs need not be MixupE's; of two sets the larger."""
+    runs = [
+        image_run("erm", 0.05, alpha=7.0, eta=7.0),
+        image_run("mixup", 0.04, alpha=0.2, eta=7.0),
+        image_run("mixup", 0.9, alpha=0.5),
+        image_run("mixupe-paper", 0.8, alpha=0.5, eta=0.1, lr=0.2),
+        image_run("mixupe-paper", 0.03, alpha=0.2, eta=0.01),
+    ]
+    write_campaign(tmp_path, "sweep", runs)
+    table = published.comparisons(tmp_path)["tables/images"]
+    assert table.rows[0][2] == ["5.00", "4.00", "3.00"]
 
 
 def test_accuracies_on_deformed_images_of_cifar100_fill_their_table(tmp_path):

@@ -1,11 +1,14 @@
 """Agreement statistics against scipy and hand-worked numbers; bootstrap against closed forms."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from theory import agreement
 from theory.agreement import (
     COMPARISONS,
     bootstrapped,
@@ -97,6 +100,31 @@ def test_interval_agrees_with_scipys_bootstrap():
     ).confidence_interval  # fmt: skip
     assert ours.low == pytest.approx(theirs.low, abs=0.02)
     assert ours.high == pytest.approx(theirs.high, abs=0.02)
+
+
+@pytest.mark.parametrize("statistic", COMPARISONS.values(), ids=COMPARISONS)
+def test_resamples_taken_in_parts_are_those_taken_at_once(statistic, monkeypatch):
+    """To the last bit, for records made before; 333 is odd, as are the last parts."""
+    columns = pairs(6, 333)
+    picks = np.random.default_rng(7).integers(0, 333, (2000, 333))
+    whole = np.nanquantile(statistic(*(c[picks] for c in columns)), (0.025, 0.975))
+    for at_once in (1, 333 * 7, 333 * 1999, 10**7):
+        monkeypatch.setattr(agreement, "_PICKS", at_once)
+        got = bootstrapped(statistic, *columns, seed=7)
+        assert (got.low, got.high) == tuple(whole)
+
+
+def test_memory_of_resamples_does_not_grow_with_the_examples():
+    """2000 resamples of 20,000 examples at once would be 320 MB of indices alone."""
+    shapes = []
+
+    def mean(values):
+        shapes.append(values.shape)
+        return values.mean(-1)
+
+    bootstrapped(mean, np.arange(20_000.0))
+    assert sum(shape[0] for shape in shapes[1:]) == 2000
+    assert max(math.prod(shape) for shape in shapes) <= 2**21
 
 
 def test_too_few_examples_have_no_interval():

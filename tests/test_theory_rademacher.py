@@ -114,6 +114,26 @@ def test_ends_of_the_class_are_where_q_hat_reaches_gamma(family):
                 assert end == pytest.approx(root, rel=1e-9)
 
 
+@pytest.mark.parametrize("gap", [0.1, 1e-6, 1e-12])
+def test_labels_near_the_rim_leave_a_wide_class(gap):
+    """Far out |q̂| is the gap to the rim times |u|, so that the class ends at γ over the gap."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for name, y, end in (("logistic", 1 - gap, "high"), ("logistic", gap, "low"),
+                         ("poisson", gap, "low")):  # fmt: skip
+        data = Population(FAMILIES[name], one, y * one, one)
+        found = float(getattr(QHatClass.of(data, 1.0, 10.0), end))
+        assert abs(float(data.q_hat(torch.tensor([found]).double()))) == pytest.approx(1.0)
+        assert abs(found) == pytest.approx(1 / gap, rel=1e-2 if gap == 0.1 else 1e-3)
+
+
+def test_beyond_every_number_only_the_box_bounds_the_class():
+    one = torch.ones(1, 1, dtype=torch.float64)
+    data = Population(FAMILIES["poisson"], one, 1e-320 * one, one)
+    theta = QHatClass.of(data, 1.0, 10.0)
+    assert float(theta.low) == -math.inf
+    assert float(theta.maximiser(-one[0])) == -10
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_linear_program_stays_in_the_class_and_beats_every_member(family):
     data = synthetic(family, 2, 15, 1.0, np.random.default_rng(0))

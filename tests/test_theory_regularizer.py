@@ -361,6 +361,21 @@ def test_quadrature_error_of_a_relu_net_bounds_the_gap_between_the_sides():
     assert 1e-10 < got["identity_error"] <= got["quadrature_error"]
 
 
+@pytest.mark.parametrize("name", ["relu-mlp", "gelu-conv-batch-norm"])
+def test_one_node_is_judged_by_another_rule_too(name):
+    """Both sides err by what finer rules say, and the estimate of that is no zero."""
+    problem = make_problem(case_named(name), n=5)
+    with evaluating(problem.model) as f:
+        got, fine = (
+            measure_theorem_1(f, problem.x, problem.targets, PairSettings(nodes=nodes))
+            for nodes in (1, 64)
+        )
+    error = (abs(got["l_mix"] - fine["l_mix"]) + abs(got["r"] - fine["r"])) / got["l_mix"]
+    assert error > 1e-5
+    assert got["quadrature_error"] > error / 2
+    assert got["identity_error"] <= got["quadrature_error"]
+
+
 def test_first_order_by_vjps_equals_that_by_jvps():
     problem = make_problem(case_named("gelu-conv-batch-norm"), n=5)
     with evaluating(problem.model) as f:

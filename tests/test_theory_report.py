@@ -77,6 +77,24 @@ def test_an_unbounded_interval_survives_the_round_trip(report, tmp_path):
     assert read_reports(tmp_path / "r.json")[0].claims == claims
 
 
+def test_what_json_cannot_hold_survives_the_round_trip(tmp_path):
+    """A constant network: R = 0, its series ends at once, nothing is correlated."""
+    model = nn.Linear(5, 3)
+    nn.init.zeros_(model.weight)
+    data = [(torch.randn(4, 5), torch.arange(4) % 3)]
+    report = check_approximation(model, data, order=4, pair_samples=3, max_pieces=9)
+    assert report.orders["r"] == 0
+    assert report.orders["convergence"]["median_radius"]["root"] == math.inf
+    report.to_json(tmp_path / "r.json")
+    (back,) = read_reports(tmp_path / "r.json")
+    assert str(back) == str(report)
+    assert "inf (root)" in str(back)
+    for name in ("orders", "regularizer", "segments"):
+        assert repr(getattr(back, name)) == repr(getattr(report, name))  # nan == nan so
+    assert back.regularizer["sampled"]["tolerance"] is None
+    assert list(map(str, back.self_check["errors"])) == list(map(str, report.self_check["errors"]))
+
+
 def test_corrections_are_shown_with_their_costs_and_errors(report):
     """One row each, in columns, the first and the last known by heart."""
     lines = corrections_table([report, report]).splitlines()

@@ -12,6 +12,7 @@ from scipy import stats
 
 Reduced = np.ndarray | np.floating  # NumPy reduces a vector to a scalar, a matrix to a vector
 Statistic = Callable[..., Reduced]
+_PICKS = 2**21  # examples that are resampled at once, 16 MiB a column
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,13 @@ def bootstrapped(
     if len(columns[0]) < 3 or not np.isfinite(value):
         return Estimate(value)
     # Resamples in which the statistic is undefined are left out by nanquantile.
-    picks = np.random.default_rng(seed).integers(0, len(columns[0]), (resamples, len(columns[0])))
-    low, high = np.nanquantile(statistic(*(c[picks] for c in columns)), (0.025, 0.975))
+    rng, n = np.random.default_rng(seed), len(columns[0])
+    at_once = max(1, _PICKS // n)
+    found = []
+    for start in range(0, resamples, at_once):  # the same draws however many are taken at once
+        picks = rng.integers(0, n, (min(at_once, resamples - start), n))
+        found.append(statistic(*(c[picks] for c in columns)))
+    low, high = np.nanquantile(np.concatenate(found), (0.025, 0.975))
     return Estimate(value, float(low), float(high))
 
 

@@ -108,15 +108,21 @@ def largest_bump(family: Family, y_low: float, y_high: float) -> float:
 
 def _far_end(family: Family, y: Tensor, gamma: float, sign: int) -> Tensor:
     """Where |q̂| rises through γ on one side of 0, by bisection; infinite if it never does."""
-    edge = (sign * family.target(y)).clamp(min=0)
-    inside = edge
-    # |q̂| exceeds γ at this distance beyond the edge in all three families.
+
+    def allowed(u: Tensor) -> Tensor:
+        return (family.mean(sign * u) - y) * sign * u <= gamma
+
+    inside = edge = (sign * family.target(y)).clamp(min=0)
     outside = edge + 2 * gamma + y.abs() + 1
+    # Beyond the edge |q̂| rises without bound, but with y near the rim of the means no faster than
+    # its distance from the rim: for "logistic" (1 − y) u in the limit.
+    while bool((far := allowed(outside)).any()):
+        outside = torch.where(far, 2 * outside, outside)
     for _ in range(80):
         middle = (inside + outside) / 2
-        allowed = (family.mean(sign * middle) - y) * sign * middle <= gamma
-        inside, outside = middle.where(allowed, inside), outside.where(allowed, middle)
-    return sign * torch.where(edge.isinf(), math.inf, inside)
+        near = allowed(middle)
+        inside, outside = middle.where(near, inside), outside.where(near, middle)
+    return sign * torch.where(outside.isinf(), math.inf, inside)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,20 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
+def with_nan(value: Any) -> Any:
+    """What `write_json` made of measured numbers, with NaN and infinities again in their places.
+
+    For parts of a record in which null means nothing else.
+    """
+    if isinstance(value, dict):
+        return {key: with_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_nan(item) for item in value]
+    if value is None or value in ("inf", "-inf"):
+        return math.nan if value is None else float(value)
+    return value
+
+
 def reason(error: Exception) -> str:
     """What an error says, in the system's words where it is the system's."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

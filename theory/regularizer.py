@@ -139,8 +139,8 @@ def _pairs(
 
 
 def _coarse(nodes: int) -> int:
-    """Nodes of the rule that the quadrature error is judged by."""
-    return max(1, (2 * nodes) // 3)
+    """Nodes of the rule that the quadrature error is judged by, always another one."""
+    return 2 * nodes // 3 or 2
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class PairSettings:
         head: Which loss.
         order: Highest order of the expansion of R that is measured on the same pairs.
         engine: How its Taylor terms are computed.
-        nodes: Quadrature nodes; a rule of two thirds as many tells the quadrature error.
+        nodes: Quadrature nodes; a rule of two thirds as many (of two for one node) tells the
+            quadrature error.
         batch_size: Inputs in one differentiated pass, at least.
     """
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from theory import html
 from theory.errors import InputError
-from theory.record import environment, parse_json, read_text, recorded, write_json
+from theory.record import environment, parse_json, read_text, recorded, with_nan, write_json
 
 SCHEMA_VERSION = 1
 Verdict = Literal["HOLDS", "FAILS", "NOT MEASURED"]
@@ -206,12 +206,15 @@ def _report(check: Mapping[str, Any], environment: dict[str, Any]) -> Report:
         frame = frames[name] = frames[name].infer_objects().fillna(math.nan)
         for column in columns if len(frame) or name in ("samples", "agreement") else ():
             frame[column] = pd.to_numeric(frame[column])
-    parts = {k: check[k] for k in ("regularizer", "self_check", "settings", "training")}
-    parts |= {name: check.get(name, {}) for name in ("orders", "segments")}
-    parts["environment"] = environment
+    parts = {k: check[k] for k in ("settings", "training")} | {"environment": environment}
+    parts |= {name: with_nan(check[name]) for name in ("regularizer", "self_check")}
+    parts |= {name: with_nan(check.get(name, {})) for name in ("orders", "segments")}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise TypeError(f"{name} is {type(part).__name__}")
+    if "tolerance" in (sampled := parts["regularizer"].get("sampled", {})):
+        # Among these numbers the one setting, for which null means that none was asked for.
+        sampled["tolerance"] = check["regularizer"]["sampled"]["tolerance"]
     return Report(
         claims={name: _claim(entry) for name, entry in check["claims"].items()}, **frames, **parts
     )
@@ -353,8 +356,8 @@ def segments_summary(report: Report) -> str:
     return f"{line}, {covered.mean():.0%} of a's law exactly" if least else line
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None or math.isnan(value) else f"{value:.2g}"
+def _number(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.2g}"
 
 
 def _titles(reports: Sequence[Report]) -> list[str]:
