@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from theory.curves.vertices import (
@@ -79,18 +79,19 @@ def test_crossings_are_where_lines_meet_the_level_and_not_where_they_touch_it():
 
 
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=9))
+@example([(0.0, 1e-16), (1e-16, 0.0)])
 def test_corners_are_those_of_the_upper_envelope(lines):
     """Against all pairs of lines: a corner is a crossing that lies on the maximum."""
     left, right = (torch.tensor(ends).double() for ends in zip(*lines, strict=True))
     found = corners(torch.stack([left, right])[:, None], whole()).double() / TICKS
-    truth = []
+    scale, truth = float(torch.cat([left, right]).abs().max()), []
     for i in range(len(lines)):
         for j in range(len(lines)):
             gain = (right[j] - left[j]) - (right[i] - left[i])
-            a = (left[i] - left[j]) / gain if abs(gain) > 1e-9 else torch.tensor(-1.0)
+            a = (left[i] - left[j]) / gain if abs(gain) > 1e-9 * scale else torch.tensor(-1.0)
             if 1e-6 < a < 1 - 1e-6:
                 here = torch.lerp(left, right, a)
-                if here[i] >= here.max() - 1e-15:
+                if here[i] >= here.max() - 1e-15 * scale:
                     truth.append(float(a))
     for a in truth:
         assert float((found - a).abs().min()) < 1e-6
