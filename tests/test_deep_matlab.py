@@ -62,7 +62,7 @@ def test_what_is_no_real_numeric_array_is_refused(value):
 
 
 @given(data=st.data(), compressed=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damaged_files_are_refused_or_read_as_arrays(data, compressed):
     """Whatever bytes are changed or cut off, nothing but the two stated exceptions comes out."""
     content = bytearray(saved({"X": np.zeros((4, 3), np.uint8), "y": np.ones(3)}, compressed))

@@ -265,7 +265,7 @@ BLOCKS = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=7), st.integers(0, 2**16))
 def test_random_graphs_are_followed(names, seed):
     weights = torch.randn(len(names) + 1, 5, 5, generator=generator(seed), dtype=torch.float64)

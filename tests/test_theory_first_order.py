@@ -34,7 +34,7 @@ def residual_of(logits, problem):
 @given(
     n=st.integers(1, 5), d=st.integers(1, 6), classes=st.integers(2, 5), seed=st.integers(0, 999)
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_linear_softmax_model_has_the_closed_form(n, d, classes, seed):
     """q = (g − y)ᵀW(x̄ − x), q̂ = (y − g)ᵀ(Wx + b); the gaps are (g − y)ᵀWx̄ and (g − y)ᵀb."""
     torch.manual_seed(seed)
@@ -156,7 +156,7 @@ def test_in_evaluation_mode_an_example_does_not_feel_the_others():
     seed=st.integers(0, 99),
     head=st.sampled_from(["softmax", "sigmoid"]),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_q_hat_is_finite_and_zero_for_the_predicted_label(scale, seed, head):
     logits = scale * torch.randn(
         3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)

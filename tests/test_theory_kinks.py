@@ -282,7 +282,7 @@ def test_budgets_of_all_pairs_count_each_way_on_its_own():
     torch.testing.assert_close(rich.total, exact.total, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.floats(0.05, 8), st.floats(0.05, 8), st.lists(st.floats(0.001, 0.999), max_size=4),
     st.integers(0, 999),

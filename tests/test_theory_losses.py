@@ -80,7 +80,7 @@ def test_g_and_every_entry_of_h_keep_their_relative_accuracy(head):
 
 
 @given(problem=problems())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_loss_equals_pytorchs_and_its_gradient_is_g_minus_y(problem):
     head, logits, y = problem
     logits = logits.clone().requires_grad_()
@@ -92,7 +92,7 @@ def test_loss_equals_pytorchs_and_its_gradient_is_g_minus_y(problem):
 
 
 @given(problem=problems())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_loss_equals_partition_minus_label_times_logit(problem):
     head, logits, y = problem
     written_out = log_partition(logits, head) - (y * logits).sum(1)
@@ -104,7 +104,7 @@ def test_loss_equals_partition_minus_label_times_logit(problem):
 
 
 @given(problem=problems(scale=30))
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 def test_g_and_h_are_the_first_two_derivatives_of_the_partition(problem):
     head, logits, y = problem
 

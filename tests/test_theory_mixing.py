@@ -28,7 +28,7 @@ def law_of(alpha, beta, relabelled):
 
 
 @given(alpha=positive, beta=positive, relabelled=st.booleans(), k=st.integers(0, 12))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_moments_are_ratios_of_beta_functions(alpha, beta, relabelled, k):
     truth = float(mixture_moment(components(alpha, beta, relabelled), k))
     assert law_of(alpha, beta, relabelled).moment(k) == pytest.approx(truth, rel=1e-13)
@@ -53,7 +53,7 @@ def test_mean_share_of_the_second_example_is_alpha_over_two_alpha_plus_one():
 
 
 @given(alpha=positive, beta=positive, lam=st.floats(0.001, 0.999))
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 def test_relabelled_density_weighs_beta_by_the_label_that_is_kept(alpha, beta, lam):
     """D̃(λ) = λ·Beta(λ; α, β) + λ·Beta(1−λ; α, β): i is first and keeps its label, or second."""
     lam = mp.mpf(lam)
@@ -88,7 +88,7 @@ def test_quadrature_is_not_exact_beyond_its_degree():
 
 
 @given(alpha=st.floats(0.1, 20), beta=st.floats(0.1, 20), relabelled=st.booleans())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_quadrature_of_an_exponential_is_kummers_function(alpha, beta, relabelled):
     """E[e^{2a}] = Σ w ₁F₁(q; p+q; 2), by mpmath."""
     a, weights = law_of(alpha, beta, relabelled).quadrature(12)

@@ -68,7 +68,7 @@ def test_sampled_signs_agree_with_all_signs_within_their_error():
     assert sem == pytest.approx(float(listed.std()) / math.sqrt(4000), rel=0.1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 9), d=st.integers(1, 5), xi=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
 def test_exact_complexity_is_below_the_talks_bound(n, d, xi, seed):
     """E‖Σεx‖ ≤ √(Σ‖x‖²) ≤ √(n𝒳), and by Khintchine's inequality at least 1/√2 of the middle."""

@@ -92,7 +92,7 @@ def test_theorem_1_is_an_identity_on_smooth_networks(case, soft, alpha, beta):
     d=st.integers(1, 4),
     classes=st.integers(2, 5),
 )
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_theorem_1_holds_for_random_networks_laws_and_shapes(
     seed, alpha, beta, head, n, d, classes
 ):

@@ -504,7 +504,7 @@ GRAPH = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), database=None)
 @given(GRAPH, st.integers(0, 2**20))
 def test_a_random_graph_of_rules_equals_nested_jvp(graph, seed):
     """To third order, relative to the largest entry of a term."""

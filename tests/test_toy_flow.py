@@ -70,7 +70,7 @@ def test_generic_ratio_is_far_from_one_at_1e30_yet_the_residual_is_bounded():
     assert np.ptp(late) < 1e-2 * late[0]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(st.integers(0, 10**6), st.sampled_from([0.4, 1.0, 2.0]))
 def test_signed_mixing_flows_to_the_direction_of_erm(seed, alpha):
     """Angle and margin gap fall towards zero along the same solver's direction."""

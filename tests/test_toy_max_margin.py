@@ -88,7 +88,7 @@ def test_zero_points_are_refused():
         separability(np.zeros((3, 2)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.sampled_from([0.0, 0.1, 0.37, 0.5]))
 def test_signed_mixing_keeps_the_max_margin_direction(seed, d, lam):
     """Mixed points z̃ lie in the hull of the z and the diagonal keeps every z: same solution.
