@@ -48,8 +48,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         InputError: If the file is missing, truncated or corrupt, holds something other than
-            weights, weights of other names or shapes than the model's, or NaN or infinity. The
-            model is then unchanged.
+            weights, weights of other names or shapes than the model's, or NaN or an infinity that
+            is no constant of the model's. The model is then unchanged.
     """
     path = Path(path)
     own = model.state_dict()
@@ -64,7 +64,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
                 f"model's {mine.dtype}: name the model it was saved from"
             )
         converted[name] = theirs.to(mine.dtype)
-        if not bool(converted[name].isfinite().all()):
+        # An infinity that is the model's own is a constant, as in a mask of attention.
+        constant = mine.isinf() & (mine == converted[name].to(mine.device))
+        if not bool((converted[name].isfinite() | constant.cpu()).all()):
             raise InputError(
                 f"checkpoint {path}: {name} holds NaN or infinity: take one from before training "
                 "diverged"

@@ -209,6 +209,27 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
     refused(network(), tmp_path / "x.pt", "linear.weight holds NaN or infinity")
 
 
+def masked():
+    """A network with a causal mask, which is a buffer of zeros and -inf."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(3))
+    return model
+
+
+def test_an_infinity_that_is_the_models_own_constant_is_read(tmp_path):
+    path = tmp_path / "x.pt"
+    model = masked()
+    save_weights(model, path)
+    other = masked()
+    load_weights(other, path)
+    assert_same(snapshot(model), snapshot(other))
+    for value in (float("inf"), float("nan")):  # of another sign than the model's, and no number
+        save_changed(model, path, mask=model.mask.masked_fill(model.mask != 0, value))
+        refused(masked(), path, "mask holds NaN or infinity")
+    save_changed(model, path, mask=torch.full((3, 3), -float("inf")))  # where the model has 0
+    refused(masked(), path, "mask holds NaN or infinity")
+
+
 def test_weights_that_overflow_or_lose_a_part_in_the_models_type_are_refused(tmp_path):
     bias = torch.full((4,), 1e6)
     save_changed(network(), tmp_path / "x.pt", **{"linear.bias": bias})

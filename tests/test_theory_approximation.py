@@ -389,6 +389,63 @@ class Column(nn.Module):
         return x.sum()
 
 
+class Masked(nn.Module):
+    """Attention of each position to those before it, by a mask of zeros and -inf or by slices."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+        self.sliced = False
+
+    def forward(self, x):
+        if self.sliced:
+            rows = [
+                self.attention(x[:, t : t + 1], x[:, : t + 1], x[:, : t + 1])[0] for t in range(5)
+            ]
+            return self.head(torch.cat(rows, 1).mean(1))
+        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0].mean(1))
+
+
+def test_a_mask_of_minus_infinities_is_no_fault_of_the_model():
+    torch.manual_seed(0)
+    model = Masked().double()
+    x, y = data(shape=(5, 4), dtype=torch.float64)
+    masked = check_approximation(model, [(x, y)], pair_samples=2)
+    model.sliced = True
+    sliced = check_approximation(model, [(x, y)], pair_samples=2)
+    np.testing.assert_allclose(masked.samples, sliced.samples, rtol=1e-9, atol=1e-12)
+    assert masked.claims["self_check"].verdict == "HOLDS"
+    assert masked.claims["gradient"].value == pytest.approx(sliced.claims["gradient"].value)
+
+
+def with_buffer(value):
+    """A network with one buffer of this value, which its logits take in."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+            self.register_buffer("constant", torch.full((3,), value))
+
+        def forward(self, x):
+            return self.fc(x) + self.constant
+
+    return Shifted()
+
+
+def in_inference_mode():
+    with torch.inference_mode():
+        return small()
+
+
+def with_statistics(value):
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model[0].running_var[1] = value
+    return model
+
+
 def with_weight(value):
     model = nn.Linear(4, 3)
     with torch.no_grad():
@@ -428,6 +485,12 @@ BAD = {
     "wrong mean": (small, [(X, Y)], {"mean": torch.zeros(5)}, "mean has shape"),
     "nan in weights": (lambda: with_weight(math.nan), [(X, Y)], {}, "weight holds NaN"),
     "inf in weights": (lambda: with_weight(math.inf), [(X, Y)], {}, "weight holds NaN or Inf"),
+    "nan in a buffer": (lambda: with_buffer(math.nan), [(X, Y)], {}, "constant holds NaN"),
+    "inf in logits": (lambda: with_buffer(math.inf), [(X, Y)], {}, "gives NaN or Inf"),
+    "inf in statistics": (lambda: with_statistics(math.inf), [(X, Y)], {}, "running_var holds NaN"),
+    "lazy": (lambda: nn.LazyLinear(3), [(X, Y)], {}, "weight has no values yet: run one batch"),
+    "meta": (lambda: nn.Linear(4, 3, device="meta"), [(X, Y)], {}, "other than meta"),
+    "model of inference mode": (in_inference_mode, [(X, Y)], {}, "build or load the model outside"),
     "overflow": (lambda: with_weight(1e38), [(X * 1e4, Y)], {}, "gives NaN or Inf"),
     "detached": (Detached, [(X, Y)], {}, "differentiable operations"),
     "no derivative rule": (WithoutRule, [(X, Y)], {}, "no derivative rule"),

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from theory.agreement import compare
 from theory.corrections import corrections_frame
@@ -243,9 +244,9 @@ def _checked_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         raise InputError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise InputError(f"dtype is {dtype!r}: pass torch.float32 or torch.float64")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"the model's {name} holds NaN or Inf: train or load it anew")
+    parameters = dict(model.named_parameters())
+    for name, tensor in (*parameters.items(), *model.named_buffers()):
+        _check_tensor(name, tensor, constant=name not in parameters)
     if dtype is None or all(
         p.dtype == dtype for p in model.parameters() if p.is_floating_point()
     ):  # fmt: skip
@@ -253,6 +254,27 @@ def _checked_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}: derivatives need a floating-point type")
     return copy_in(model, dtype)
+
+
+def _check_tensor(name: str, tensor: Tensor, *, constant: bool) -> None:
+    """Raises InputError unless a parameter, or a buffer where `constant`, can be measured with."""
+    if isinstance(tensor, UninitializedTensorMixin) or tensor.is_meta:
+        raise InputError(
+            f"the model's {name} has no values yet: run one batch through the model, or build it "
+            "on a device other than meta"
+        )
+    if tensor.is_inference():
+        raise InputError(
+            f"the model's {name} was made in torch.inference_mode, which derivatives cannot pass: "
+            "build or load the model outside of it"
+        )
+    if not tensor.is_floating_point():
+        return
+    # A buffer may hold Inf, as a mask of attention does; statistics that do have diverged.
+    may_be_infinite = constant and not name.rpartition(".")[2].startswith("running_")
+    bad = tensor.isnan() if may_be_infinite else ~tensor.isfinite()
+    if bool(bad.any()):
+        raise InputError(f"the model's {name} holds NaN or Inf: train or load it anew")
 
 
 def _gather(
