@@ -280,6 +280,41 @@ def test_a_layer_that_does_not_lead_with_the_batch_has_its_total():
     torch.testing.assert_close(shares.by_layer["norm"], terms.homogeneity_gap.sum())
 
 
+class Encoder(nn.Module):
+    """Takes (batch, positions, 6); inside, examples are the second axis unless `batch_first`."""
+
+    def __init__(self, activation, *, batch_first):
+        super().__init__()
+        self.batch_first = batch_first
+        self.encoder = nn.TransformerEncoderLayer(
+            6, 2, 8, activation=activation, batch_first=batch_first
+        )
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        if self.batch_first:
+            return self.fc(self.encoder(x).mean(1))
+        return self.fc(self.encoder(x.transpose(0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])  # the second is a functional operation
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_as_many_positions_as_examples_are_not_taken_for_them(batch_first, activation, n):
+    """Against the shares of one example at a time."""
+    torch.manual_seed(0)
+    model = Encoder(activation, batch_first=batch_first).double()
+    x, y = torch.randn(n, n, 6).double(), soft_targets(n, 3)
+    shares = measure(model, x, y)[1].by_layer
+    alone = [measure(model, x[i : i + 1], y[i : i + 1])[1].by_layer for i in range(n)]
+    assert "encoder.linear1" in shares
+    for name, share in shares.items():
+        truth = torch.stack([one[name].sum() for one in alone])
+        resolved = batch_first or name == "fc"
+        assert share.shape == ((n,) if resolved else ())
+        torch.testing.assert_close(share, truth if resolved else truth.sum())
+
+
 def test_recurrent_layers_close():
     class Net(nn.Module):
         def __init__(self):

@@ -61,7 +61,8 @@ class LayerShares:
         self._model = model
         self._handles: list[Any] = []
         self._inplace: list[Any] = []
-        self._batch: int | None = None
+        self._x = torch.empty(0)
+        self._in_doubt: set[str] = set()
 
     def __enter__(self) -> "LayerShares":
         if self._model.training:
@@ -76,7 +77,7 @@ class LayerShares:
             if known or isinstance(module, _UNITS) or next(module.children(), None) is None:
                 hook = self._hook(name or "(model)")
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        self._handles.append(self._model.register_forward_pre_hook(self._note_batch, prepend=True))
+        self._handles.append(self._model.register_forward_pre_hook(self._note_input, prepend=True))
         self._handles.append(self._model.register_forward_hook(self._note_last))
         return self
 
@@ -92,9 +93,38 @@ class LayerShares:
             module.inplace = True
         self._handles.clear()
         self._inplace.clear()
+        if kind is None and self._in_doubt:
+            self._settle_doubt()
 
-    def _note_batch(self, module: nn.Module, inputs: tuple) -> None:
-        self._batch = len(inputs[0])
+    def _settle_doubt(self) -> None:
+        """Leaves only the total where the first axis has the batch's length by chance.
+
+        It does in sequence-first code with as many positions as examples. A batch of another size
+        tells: the first axis is the examples' if its length follows.
+        """
+        n = 2 if len(self._x) != 2 else 3  # two at least, for batch norm with batch statistics
+        leads = dict.fromkeys(self._in_doubt, True)
+
+        def noting(name: str) -> Any:
+            def forward_hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+                leads[name] &= len(_main_output(output)) == n
+
+            return forward_hook
+
+        modules = {name or "(model)": module for name, module in self._model.named_modules()}
+        handles = [modules[name].register_forward_hook(noting(name)) for name in leads]
+        try:
+            with torch.no_grad():
+                self._model(torch.cat([self._x, self._x])[:n])
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, examples in leads.items():
+            if not examples:
+                self.by_layer[name] = self.by_layer[name].sum()
+
+    def _note_input(self, module: nn.Module, inputs: tuple) -> None:
+        self._x = inputs[0].detach()
 
     def _note_last(self, model: nn.Module, inputs: tuple, logits: Any) -> None:
         if self._latest is None:
@@ -119,7 +149,10 @@ class LayerShares:
 
             def backward_hook(gradient: Tensor) -> None:
                 product = (gradient * offset).detach()
-                resolved = product.ndim > 0 and len(product) == self._batch
+                batch = len(self._x)
+                resolved = product.ndim > 0 and len(product) == batch
+                if resolved and batch > 1 and product.numel() % batch**2 == 0:
+                    self._in_doubt.add(name)
                 share = product.flatten(1).sum(1) if resolved else product.sum()
                 known = self.by_layer.get(name)
                 if known is not None and known.shape != share.shape:

@@ -87,7 +87,7 @@ def measure_first_order(
     for x, targets in batches:
         with LayerShares(model) as recorded:
             terms = first_order(f, x, targets, mean, head)
-        if recorded.last in recorded.by_layer:
+        if recorded.last in recorded.by_layer and recorded.by_layer[recorded.last].ndim:
             last_layer.append(recorded.by_layer[recorded.last])
         if coupled:
             # One backward pass gives totals over the coupled batch, not the rows.
