@@ -389,6 +389,53 @@ class Column(nn.Module):
         return x.sum()
 
 
+def test_inputs_of_one_number_are_measured_as_columns_of_one():
+    torch.manual_seed(0)
+    column = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    number = nn.Sequential(nn.Unflatten(0, (-1, 1)), column)
+    x, y = data(shape=(1,), dtype=torch.float64)
+    options = {"pair_samples": 4, "order": 2, "max_pieces": 20}
+    whole = check_approximation(column, [(x, y)], **options)
+    report = check_approximation(number, [(x[:, 0], y)], **options)
+    np.testing.assert_allclose(report.samples, whole.samples, rtol=1e-12)
+    for name, claim in whole.claims.items():
+        if name != "self_check":  # an error of rounding's size
+            assert report.claims[name].value == pytest.approx(claim.value, rel=1e-9), name
+    assert report.claims["self_check"].verdict == "HOLDS"
+    coupled = {"batch_norm": "batch", "pair_samples": 2}
+    np.testing.assert_allclose(
+        check_approximation(number, [(x[:, 0], y)], **coupled).samples, whole.samples, rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_the_caller_turned_off_does_not_matter(mode):
+    x, y = data(dtype=torch.float64)
+    rows, mean = F.one_hot(y, 3).double(), torch.ones(4).double()
+    model = small().double()
+    whole = check_approximation(model, [(x, rows)], mean=mean, pair_samples=2)
+    with mode():
+        inside = check_approximation(model, [(x, rows)], mean=mean, pair_samples=2)
+        made = x.clone(), rows.clone(), mean.clone()
+        assert not torch.is_grad_enabled()
+    outside = check_approximation(model, [made[:2]], mean=made[2], pair_samples=2)
+    for report in (inside, outside):
+        np.testing.assert_array_equal(report.samples, whole.samples)
+        assert report.claims["gradient"].value == whole.claims["gradient"].value
+
+
+def test_inputs_that_require_gradients_are_taken_as_numbers():
+    x, y = data(dtype=torch.float64)
+    rows, mean = F.one_hot(y, 3).double(), torch.ones(4).double()
+    given = [part.clone().requires_grad_() for part in (x, rows, mean)]
+    whole = check_approximation(small().double(), [(x, rows)], mean=mean, pair_samples=2)
+    report = check_approximation(
+        small().double(), [tuple(given[:2])], mean=given[2], pair_samples=2
+    )
+    np.testing.assert_array_equal(report.samples, whole.samples)
+    assert all(part.grad is None for part in given)
+
+
 class Masked(nn.Module):
     """Attention of each position to those before it, by a mask of zeros and -inf or by slices."""
 
@@ -470,6 +517,10 @@ BAD = {
     "infinite order": (small, [(X, Y)], {"order": math.inf}, "order is inf: it must be a whole"),
     "half an order": (small, [(X, Y)], {"order": 1.5}, "order is 1.5: it must be a whole number"),
     "order 2 in batch mode": (small, [(X, Y)], {"batch_norm": "batch", "order": 2}, "refused"),
+    "unknown engine": (small, [(X, Y)], {"engine": "foo"}, "unknown engine 'foo': use one of"),
+    "negative seed": (small, [(X, Y)], {"seed": -1}, "seed is -1"),
+    "large seed": (small, [(X, Y)], {"seed": 2**32}, "below 2"),
+    "half a seed": (small, [(X, Y)], {"seed": 0.5}, "seed is 0.5"),
     "no samples": (small, [], {}, "no samples"),
     "empty batch": (small, [(X[:0], Y[:0])], {}, "no samples"),
     "a batch, not batches": (small, (X, Y), {}, r"\[\(x, y\)\]"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from theory.errors import InputError
 from theory.first_order import (
+    as_rows,
     coupled_abs_q,
     directional_q,
     first_order,
@@ -161,7 +162,7 @@ def _differentiable_terms(
 ) -> tuple[Tensor, Tensor]:
     """q and q̂ with a graph down to the parameters."""
     logits, c = loss_gradient(f, x, targets, head, create_graph=True)
-    exact = (c * (mean - x)).flatten(1).sum(1)
+    exact = as_rows(c * (mean - x)).sum(1)
     _refuse_once_differentiable(exact)
     return exact, q_hat(logits, targets, head)
 

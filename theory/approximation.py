@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -59,6 +59,9 @@ class _Data:
         return self.x[picks], self.targets[picks]
 
 
+# Derivatives are taken, whatever the caller has turned off.
+@torch.inference_mode(False)
+@torch.enable_grad()
 def check_approximation(
     model: nn.Module,
     data: Iterable[tuple[Tensor, Tensor]],
@@ -144,6 +147,10 @@ def check_approximation(
             f"order is {order}: a check takes at most {MOST_ORDERS}, as the nested expansion costs "
             "order^5; theory.taylor.taylor_terms goes further"
         )
+    if engine not in get_args(Engine):
+        raise InputError(f"unknown engine {engine!r}: use one of {', '.join(get_args(Engine))}")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: it must be a whole number, at least 0 and below 2^32")
     check_positive("pair_seconds", pair_seconds)
     Sampling(tolerance=tolerance)  # refuses a bad one
     if max_pieces is not None and batch_norm == "batch":
@@ -290,7 +297,7 @@ def _gather(
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise InputError("data must yield (x, y) pairs of tensors: pass [(x, y)] for one batch")
         try:
-            x, y = (torch.as_tensor(part) for part in batch)
+            x, y = (torch.as_tensor(part).detach() for part in batch)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"a batch does not hold numbers ({error}): pass tensors") from error
         if x.ndim == 0 or y.ndim == 0:
@@ -331,7 +338,8 @@ def _gather(
             f"mean has shape {tuple(mean.shape)} and one input {tuple(x.shape[1:])}: they must be "
             "the same"
         )
-    return _Data(x, targets, mean.to(x.device, x.dtype))
+    # A copy, as a tensor made in inference mode takes no part in derivatives.
+    return _Data(x, targets, mean.detach().clone().to(x.device, x.dtype))
 
 
 def _segments_part(

@@ -140,6 +140,8 @@ def sampled_regularizer(
     """
     if len(x) == 0:
         raise InputError("there are no examples: pass at least one")
+    if x.ndim == 1:  # a number an example, here a column
+        f, x = (lambda column, g=f: g(column[:, 0])), x[:, None]
     problem = _Problem(f, x, targets, relabelled_law(alpha, beta), head, generator, rows)
     on_progress(VJP_WORK * len(x))
     collected = _Collected(sampling, problem)

@@ -45,6 +45,11 @@ class FirstOrder:
     homogeneity_gap: Float[Tensor, " batch"]
 
 
+def as_rows(x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch size"]:
+    """All numbers of an example in one row, also where an example is a single number."""
+    return x[:, None].flatten(1)
+
+
 def q_hat(
     logits: Float[Tensor, "batch classes"],
     targets: Float[Tensor, "batch classes"],
@@ -108,8 +113,8 @@ def first_order(
         InputError: If an operation of f has no derivative rule.
     """
     logits, c = loss_gradient(f, x, targets, head, create_graph=create_graph)
-    along_mean = (c * mean).flatten(1).sum(1)
-    along_x = (c * x).flatten(1).sum(1)
+    along_mean = as_rows(c * mean).sum(1)
+    along_x = as_rows(c * x).sum(1)
     terms = _terms(logits, targets, head, along_mean, along_x)
     return terms if create_graph else FirstOrder(*(t.detach() for t in vars(terms).values()))
 
@@ -225,4 +230,4 @@ def pairwise_q(
     One vjp an example and one matrix product, instead of a jvp for each of the pairs.
     """
     _, c = loss_gradient(f, x, targets, head)
-    return c.flatten(1) @ partners.flatten(1).T - (c * x).flatten(1).sum(1, keepdim=True)
+    return as_rows(c) @ as_rows(partners).T - as_rows(c * x).sum(1, keepdim=True)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theory.errors import InputError
+from theory.first_order import as_rows
 from theory.losses import Head, loss_hessian_factor, probabilities
 from theory.mixing import relabelled_law
 from theory.network import Function, derivative_rules
@@ -60,11 +61,11 @@ def gauss_newton_term(
         columns = loss_hessian_factor(logits.detach(), head).unbind(2)
         # Row (i, c) is the gradient of example i's c-th whitened logit.
         gradients = torch.stack(
-            [torch.autograd.grad(logits, z, u, retain_graph=True)[0].flatten(1) for u in columns], 1
+            [as_rows(torch.autograd.grad(logits, z, u, retain_graph=True)[0]) for u in columns], 1
         )
-    total = torch.einsum("bcd,bd->bc", gradients, (mean - x).flatten(1)).double().square()
+    total = torch.einsum("bcd,bd->bc", gradients, as_rows(mean - x)).double().square()
     for piece in partners.split(rows):
-        along = gradients @ (piece - mean).flatten(1).T
+        along = gradients @ as_rows(piece - mean).T
         total += along.double().square().sum(2) / len(partners)
     return law.moment(2) / 2 * total.sum(1)
 
@@ -147,7 +148,7 @@ def estimated_curvature_term(
     directions = x.new_zeros(count, x[0].numel())
     for piece in partners.split(256):
         signs = 2.0 * torch.randint(2, (count, len(piece)), generator=generator) - 1
-        directions += signs.to(x) @ (piece - mean).flatten(1) / len(partners) ** 0.5
+        directions += signs.to(x) @ as_rows(piece - mean) / len(partners) ** 0.5
     directions = directions.reshape(len(x), probes, *x.shape[1:])
     values = _bends(f, x, targets, directions, head, rows)
     exact = _bends(f, x, targets, (mean - x)[:, None], head, rows)[:, 0]
@@ -176,7 +177,7 @@ def _principal_axes(partners: Tensor, rows: int = 256) -> Tensor:
         gram = centred @ centred.T
     else:
         for piece in partners.split(rows):
-            centred = (piece - mean).flatten(1).double() / n**0.5
+            centred = as_rows(piece - mean).double() / n**0.5
             gram += centred.T @ centred
     values, vectors = torch.linalg.eigh(gram)
     kept = values > torch.finfo(partners.dtype).eps * values[-1].clamp(min=0)
