@@ -92,7 +92,13 @@ def draw_attribution(ax: Axes, checks: Sequence[Report], most: int = 12) -> None
     table = table[table["share"] > 1e-6 * check.samples["q_hat"].abs().mean()]
     table = table.nlargest(most, "share")
     ax.set_title(f"Which layer breaks J x = f, {when(check)}")
-    ax.set_xlabel("mean |share| of the homogeneity gap   [nats]")
+    unknown = table["mean_abs"].isna()
+    size, mark = "mean |share|", ""
+    if unknown.all() and len(table):
+        size = "|mean share|"
+    elif unknown.any():
+        size, mark = "mean |share|, at * |mean share|,", " *"
+    ax.set_xlabel(f"{size} of the homogeneity gap   [nats]")
     if table.empty:
         ax.set_yticks([])
         ax.text(0.5, 0.5, "none: the network is homogeneous", ha="center", transform=ax.transAxes)
@@ -103,7 +109,7 @@ def draw_attribution(ax: Axes, checks: Sequence[Report], most: int = 12) -> None
     ):
         ours = (table["kind"] == kind).to_numpy()
         ax.barh(rows[ours], table["share"][ours], color=color, label=kind or "outside any module")
-    ax.set_yticks(rows, table["layer"])
+    ax.set_yticks(rows, table["layer"].where(~unknown, table["layer"] + mark))
     ax.invert_yaxis()
     ax.legend(loc="lower right")
 
@@ -169,7 +175,8 @@ _CAPTIONS = {
     "the dashed line q̂ is q.",
     "gaps": "The error q − q̂ is the normalisation gap (g − y)ᵀJ E[x′] plus the homogeneity gap "
     "(g − y)ᵀ(f − J x); which of them makes it, an example a point.",
-    "attribution": "Mean size of each layer's share in the homogeneity gap (g − y)ᵀ(f − J x).",
+    "attribution": "Each layer's share in the homogeneity gap (g − y)ᵀ(f − J x): its mean size over "
+    "the examples, or the size of its mean, |mean share|, where only that is known.",
     "errors": "Error of q̂ and its two gaps, relative to ‖q‖, through training; bands are 95 % "
     "bootstrap intervals over the examples.",
     "agreement": "Pearson's correlation of q and q̂ and the cosine of their penalties' gradients "

@@ -67,6 +67,29 @@ def test_bars_are_the_layers_shares_largest_on_top(checks):
     assert [table[label] for label in labels] == pytest.approx(widths)
 
 
+def test_bars_of_layers_with_totals_alone_say_so(checks):
+    def drawn(unknown):
+        table = checks[-1].attribution.copy()
+        table.loc[unknown, "mean_abs"] = math.nan
+        ax = plot_panel("attribution", [replace(checks[-1], attribution=table)]).axes[0]
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        bars = {bar.get_y() + bar.get_height() / 2: bar.get_width() for bar in ax.patches}
+        widths = [bars[y] for y in sorted(bars)]
+        return ax.get_xlabel(), dict(zip(names, widths, strict=True))
+
+    table = checks[-1].attribution.set_index("layer")
+    label, bars = drawn([])
+    assert label.startswith("mean |share| of")
+    assert bars["2"] == pytest.approx(table["mean_abs"]["2"])
+    label, bars = drawn(slice(None))
+    assert label.startswith("|mean share| of")
+    assert bars["2"] == pytest.approx(abs(table["mean"]["2"]))
+    label, bars = drawn(table.index.get_loc("2"))
+    assert label.startswith("mean |share|, at * |mean share|, of")
+    assert bars["2 *"] == pytest.approx(abs(table["mean"]["2"]))
+    assert bars["0"] == pytest.approx(table["mean_abs"]["0"])
+
+
 def test_a_homogeneous_network_says_so_instead_of_an_empty_panel():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
