@@ -188,6 +188,19 @@ def test_probability_rows_pass_unchanged():
     assert torch.equal(as_targets(several, 2, "sigmoid"), several)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_in_half_precision_sum_to_one_within_its_rounding(dtype):
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(50, 3, generator=generator).softmax(1)
+    rows = exact.to(dtype)
+    assert ((rows.double().sum(1) - 1).abs() > 1.1e-4).any()
+    targets = as_targets(rows, 3)
+    torch.testing.assert_close(targets.sum(1), torch.ones(50))
+    torch.testing.assert_close(targets, exact, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    with pytest.raises(InputError, match="do not sum to one"):
+        as_targets((exact * 0.98).to(dtype), 3)
+
+
 def test_no_labels_at_all_give_no_rows():
     assert as_targets(torch.zeros(0, dtype=torch.long), 3).shape == (0, 3)
 

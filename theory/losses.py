@@ -142,8 +142,12 @@ def as_targets(
         )
     if not bool(((rows >= 0) & (rows <= 1)).all()):
         raise InputError("probability rows hold values outside [0, 1] or NaN: normalise the labels")
-    if head == "softmax" and not torch.allclose(rows.sum(1), rows.new_ones(()), atol=1e-4):
+    sums = rows.sum(1, keepdim=True, dtype=torch.promote_types(rows.dtype, torch.float32))
+    rounding = torch.finfo(rows.dtype).eps  # of the rows' entries, in half precision above 1e-4
+    if head == "softmax" and not torch.allclose(sums, sums.new_ones(()), atol=max(1e-4, rounding)):
         raise InputError(
             "probability rows do not sum to one: normalise them, or pass head='sigmoid'"
         )
+    if head == "softmax" and rounding > 1e-4:
+        rows = rows / sums
     return rows.to(dtype)
