@@ -142,6 +142,27 @@ def test_parameters_that_are_not_positive_and_finite_are_refused(law, bad):
         law(1.0, bad)
 
 
+@pytest.mark.parametrize("tiny", [1e-11, 1e-15, 1e-17, 5e-324])
+def test_a_parameter_too_small_for_a_rule_is_to_be_raised(tiny):
+    for law in (beta_law(tiny), relabelled_law(tiny), beta_law(1.0, tiny), relabelled_law(tiny, 2)):
+        with pytest.raises(InputError, match="too small a parameter .*: raise alpha, or beta, to"):
+            law.quadrature(8)
+
+
+@pytest.mark.parametrize("relabelled", [False, True])
+def test_the_smallest_parameter_of_a_rule_still_gives_the_mean(relabelled):
+    a, w = law_of(1e-10, 1e-10, relabelled).quadrature(8)
+    truth = float(mixture_moment(components(1e-10, 1e-10, relabelled), 1))
+    assert a @ w == pytest.approx(truth, rel=1e-3)
+
+
+@pytest.mark.parametrize("huge", [1e300, 1e308])
+def test_a_parameter_too_large_for_a_rule_is_to_be_lowered(huge):
+    for law in (beta_law(huge), relabelled_law(huge, 1.0)):
+        with pytest.raises(InputError, match="too concentrated .*: lower alpha"):
+            law.quadrature(8)
+
+
 def test_a_rule_without_nodes_is_refused():
     with pytest.raises(InputError, match="at least one node"):
         beta_law(1.0).quadrature(0)

@@ -21,6 +21,9 @@ from scipy.special import betainc, betaincinv, roots_jacobi
 
 from theory.errors import InputError
 
+# A rule is made from p − 1, which keeps six digits of a p of this size.
+LEAST_PARAMETER = 1e-10
+
 
 @dataclass(frozen=True)
 class BetaMixture:
@@ -53,16 +56,26 @@ class BetaMixture:
             (a, weights), float64 arrays of length nodes × components; the weights sum to one.
 
         Raises:
-            InputError: If there is no node, or a parameter is so large that no rule can be made.
+            InputError: If there is no node, or a parameter is so small or so large that no rule
+                can be made.
         """
         if nodes < 1:
             raise InputError(f"a quadrature rule needs at least one node, not {nodes}")
         points, weights = [], []
         for share, p, q in self.components:
             # On t = 2a − 1 the density of λ ~ Beta(p, q) is (1 − t)^(p−1) (1 + t)^(q−1).
-            with np.errstate(all="ignore"):  # judged by its result
-                t, w = roots_jacobi(nodes, p - 1, q - 1)
-            if not (np.isfinite(t).all() and np.isfinite(w).all()):
+            if min(p, q) < LEAST_PARAMETER:
+                raise InputError(
+                    f"Beta({p:g}, {q:g}) has too small a parameter for a quadrature rule: raise "
+                    f"alpha, or beta, to {LEAST_PARAMETER:g} at least"
+                )
+            try:
+                with np.errstate(all="ignore"):  # judged by its result
+                    t, w = roots_jacobi(nodes, p - 1, q - 1)
+                sound = bool(np.isfinite(t).all() and np.isfinite(w).all())
+            except ValueError:  # scipy's, of its own infinities
+                sound = False
+            if not sound:
                 raise InputError(
                     f"Beta({p:g}, {q:g}) is too concentrated for a quadrature rule: lower alpha"
                 )
