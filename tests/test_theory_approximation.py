@@ -315,6 +315,13 @@ def test_thresholds_are_the_callers():
     assert loose.claims["q_hat"].verdict == "HOLDS"
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "0.5", None])
+@pytest.mark.usefixtures("without_run_time_types")
+def test_thresholds_are_finite_numbers(value):
+    with pytest.raises(InputError, match="the threshold q_hat is .*: it must be a finite number"):
+        Thresholds(q_hat=value)
+
+
 def test_a_single_example_is_measured_without_intervals():
     """Its own mean: the direction and the regulariser are zero, and nothing divides by it."""
     x, y = data(n=1)
@@ -387,6 +394,14 @@ class Pair(nn.Module):
 class Column(nn.Module):
     def forward(self, x):
         return x.sum()
+
+
+def test_a_model_in_half_precision_is_measured_in_single():
+    model = small().bfloat16()
+    report = check_approximation(model, [data()], dtype=torch.float32, pair_samples=2)
+    assert report.claims["identity"].verdict == "HOLDS"
+    assert report.settings["dtype"] == "float32"
+    assert model[0].weight.dtype == torch.bfloat16
 
 
 def test_inputs_of_one_number_are_measured_as_columns_of_one():
@@ -557,6 +572,9 @@ BAD = {
     "single examples": (small, torch.utils.data.TensorDataset(X, Y), {}, "DataLoader"),
     "dictionaries": (small, [{"x": X, "y": Y}], {}, r"\[\(x, y\)\]"),
     "text labels": (small, [(X, ["a"] * 12)], {}, "does not hold numbers"),
+    "half precision": (lambda: small().bfloat16(), [(X, Y)], {}, "bfloat16, whose rounding hides"),
+    "half dtype": (small, [(X, Y)], {"dtype": torch.float16}, "pass dtype=torch.float32"),
+    "half data of no parameters": (nn.Identity, [(X[:, :3].half(), Y)], {}, r"data \.float\(\)"),
     "integer dtype": (small, [(X, Y)], {"dtype": torch.int32}, "floating-point type"),
 }
 

@@ -103,7 +103,8 @@ def check_approximation(
         mean: x̄' = E[x'], of one input's shape; the mean of `data` where it is not given.
         batch_norm: "eval", or "batch" to normalise by the statistics of each `batch_size` examples.
             The theorem's expectation over pairs is not defined there and is left out.
-        dtype: Precision to measure in (on a copy); the model's own where it is not given.
+        dtype: Precision to measure in (on a copy), float32 or float64; the model's own where it
+            is not given.
         batch_size: Examples in one pass.
         gradients: Whether to measure the gradient alignment, the dearest part.
         nodes: Quadrature nodes for the expectation over λ; the error that they leave is measured.
@@ -318,6 +319,11 @@ def _gather(
     if not bool(torch.isfinite(x).all()):
         raise InputError("the data holds NaN or Inf: clean it first")
     parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
+    if torch.finfo(parameter.dtype).bits < 32:
+        raise InputError(
+            f"the check would be made in {parameter.dtype}, whose rounding hides R: pass "
+            "dtype=torch.float32, or make model and data .float()"
+        )
     x = x.to(parameter.device, parameter.dtype)
     with torch.no_grad(), evaluating(model) as f:
         logits, again = f(x[:batch_size]), f(x[:batch_size])

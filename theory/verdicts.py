@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ class Thresholds:
         homogeneity: Largest ‖homogeneity gap‖/‖q‖ at which J x ≈ f may be said to hold.
         q_hat: Largest ‖q − q̂‖/‖q‖ at which q̂ ≈ q; the sum of the two before.
         gradient: Smallest cosine of ∇mean|q| and ∇mean|q̂| at which they may be said to agree.
+
+    Raises:
+        InputError: If one of them is no finite number.
     """
 
     self_check: float = 1e-6
@@ -39,6 +43,11 @@ class Thresholds:
     homogeneity: float = 0.1
     q_hat: float = 0.2
     gradient: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise InputError(f"the threshold {name} is {value!r}: it must be a finite number")
 
 
 def judge(
