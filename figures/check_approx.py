@@ -175,8 +175,8 @@ _CAPTIONS = {
     "the dashed line q̂ is q.",
     "gaps": "The error q − q̂ is the normalisation gap (g − y)ᵀJ E[x′] plus the homogeneity gap "
     "(g − y)ᵀ(f − J x); which of them makes it, an example a point.",
-    "attribution": "Each layer's share in the homogeneity gap (g − y)ᵀ(f − J x): its mean size over "
-    "the examples, or the size of its mean, |mean share|, where only that is known.",
+    "attribution": "Each layer's share in the homogeneity gap (g − y)ᵀ(f − J x): its mean size "
+    "over the examples, or the size of its mean, |mean share|, where only that is known.",
     "errors": "Error of q̂ and its two gaps, relative to ‖q‖, through training; bands are 95 % "
     "bootstrap intervals over the examples.",
     "agreement": "Pearson's correlation of q and q̂ and the cosine of their penalties' gradients "

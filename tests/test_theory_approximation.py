@@ -318,7 +318,7 @@ def test_thresholds_are_the_callers():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "0.5", None])
 @pytest.mark.usefixtures("without_run_time_types")
 def test_thresholds_are_finite_numbers(value):
-    with pytest.raises(InputError, match="the threshold q_hat is .*: it must be a finite number"):
+    with pytest.raises(InputError, match=r"threshold q_hat is .*: it must be a finite number"):
         Thresholds(q_hat=value)
 
 

@@ -145,7 +145,7 @@ def test_parameters_that_are_not_positive_and_finite_are_refused(law, bad):
 @pytest.mark.parametrize("tiny", [1e-11, 1e-15, 1e-17, 5e-324])
 def test_a_parameter_too_small_for_a_rule_is_to_be_raised(tiny):
     for law in (beta_law(tiny), relabelled_law(tiny), beta_law(1.0, tiny), relabelled_law(tiny, 2)):
-        with pytest.raises(InputError, match="too small a parameter .*: raise alpha, or beta, to"):
+        with pytest.raises(InputError, match=r"too small a parameter .*: raise alpha, or beta, to"):
             law.quadrature(8)
 
 
@@ -159,7 +159,7 @@ def test_the_smallest_parameter_of_a_rule_still_gives_the_mean(relabelled):
 @pytest.mark.parametrize("huge", [1e300, 1e308])
 def test_a_parameter_too_large_for_a_rule_is_to_be_lowered(huge):
     for law in (beta_law(huge), relabelled_law(huge, 1.0)):
-        with pytest.raises(InputError, match="too concentrated .*: lower alpha"):
+        with pytest.raises(InputError, match=r"too concentrated .*: lower alpha"):
             law.quadrature(8)
 
 

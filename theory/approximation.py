@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from theory.agreement import compare
 from theory.corrections import corrections_frame
@@ -266,7 +266,7 @@ def _checked_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 def _check_tensor(name: str, tensor: Tensor, *, constant: bool) -> None:
     """Raises InputError unless a parameter, or a buffer where `constant`, can be measured with."""
-    if isinstance(tensor, UninitializedTensorMixin) or tensor.is_meta:
+    if is_lazy(tensor) or tensor.is_meta:
         raise InputError(
             f"the model's {name} has no values yet: run one batch through the model, or build it "
             "on a device other than meta"

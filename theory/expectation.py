@@ -141,7 +141,7 @@ def sampled_regularizer(
     if len(x) == 0:
         raise InputError("there are no examples: pass at least one")
     if x.ndim == 1:  # a number an example, here a column
-        f, x = (lambda column, g=f: g(column[:, 0])), x[:, None]
+        f, x = _of_column(f), x[:, None]
     problem = _Problem(f, x, targets, relabelled_law(alpha, beta), head, generator, rows)
     on_progress(VJP_WORK * len(x))
     collected = _Collected(sampling, problem)
@@ -159,6 +159,10 @@ def sampled_regularizer(
         factor = (half / (sampling.tolerance * abs(result.mean) or math.inf)) ** 2 or 4.0
         wanted = max(math.ceil(result.draws * min(4.0, factor)), result.draws + smallest)
         wanted = min(wanted, sampling.most)
+
+
+def _of_column(f: Function) -> Function:
+    return lambda column: f(column[:, 0])
 
 
 class _Problem:
