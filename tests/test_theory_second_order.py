@@ -228,3 +228,21 @@ def test_bad_arguments_are_refused_in_one_line():
             with pytest.raises(InputError, match=message) as caught:
                 call()
             assert "\n" not in str(caught.value)
+
+
+def test_examples_of_one_number_have_the_terms_of_columns_of_one():
+    torch.manual_seed(0)
+    column = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, targets = torch.randn(7, 1).double(), torch.randn(7, 3).double().softmax(1)
+
+    def number(z):
+        return column(z[:, None])
+
+    torch.testing.assert_close(
+        gauss_newton_term(number, x[:, 0], x[:, 0], **LAW),
+        gauss_newton_term(column, x, x, **LAW),
+    )
+    torch.testing.assert_close(
+        curvature_term(number, x[:, 0], targets, x[:, 0], **LAW),
+        curvature_term(column, x, targets, x, **LAW),
+    )
