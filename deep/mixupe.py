@@ -232,11 +232,12 @@ class Exact(MixupE):
     def _try_tangents(self, x: Tensor) -> bool:
         """Whether every operation of the model has a rule, found by a pass over two examples.
 
-        It neither updates running statistics nor draws random numbers.
+        It leaves the model's buffers and PyTorch's generators as they were: a resumed run tries
+        again, where the uninterrupted one does not.
         """
         devices = [x.device] if x.is_cuda else []
         try:
-            with frozen_statistics(self.model), torch.random.fork_rng(devices):
+            with _copied_buffers(self.model), torch.random.fork_rng(devices):
                 value_and_tangent(self.logits, x[:2], x[:2])
         except InputError:
             return False
@@ -249,6 +250,23 @@ def _coupled(model: nn.Module) -> bool:
         isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         for module in model.modules()
     )
+
+
+@contextmanager
+def _copied_buffers(model: nn.Module) -> Iterator[None]:
+    """Puts copies in the place of all buffers, so that passes in train mode change none of them.
+
+    Running statistics are not all that such a pass changes: spectral norm iterates its vectors.
+    """
+    kept = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        for module, buffers in kept:
+            copies = {name: None if b is None else b.clone() for name, b in buffers.items()}
+            module._buffers.update(copies)
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
 
 
 @contextmanager
