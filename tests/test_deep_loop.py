@@ -234,6 +234,13 @@ def test_train_refuses_unusable_data():
             list(train(Recorder(), inputs, targets, epochs=1.0, generator=rng()))
 
 
+def test_train_refuses_a_network_without_anything_to_train():
+    x, targets = blobs(8)
+    for model in (nn.Flatten(), small_network("mlp").requires_grad_(False)):
+        with pytest.raises(InputError, match="no parameter of the network requires a gradient"):
+            train(ERM(model), x, targets, generator=rng())
+
+
 def test_a_run_taken_up_again_is_the_uninterrupted_one():
     """After any number of steps, mid-epoch or at an epoch's end, weights and losses bit for bit."""
     x, targets = blobs(50)

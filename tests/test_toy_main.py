@@ -126,7 +126,7 @@ def test_an_exact_sweep_draws_nothing():
 
 
 def test_the_seed_of_a_sweep_moves_data_and_draws():
-    """Seeds 5 and 6 of both, against one run after the other; draws of other seeds do not give it."""
+    """Seeds 5 and 6 of both, against one run after the other; other draws do not give it."""
     record = measure_sweep(Sweep(seed=5, seeds=2, alphas=(1.0,), steps=20))
     sets = [load("clouds", seed=seed, n=40) for seed in (5, 6)]
 
