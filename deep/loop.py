@@ -131,8 +131,9 @@ class Training:
         autocast: Whether forward passes run in bfloat16 where PyTorch deems that safe.
 
     Raises:
-        InputError: If there are fewer than two examples a process, a number is out of range, or x
-            or targets hold NaN or infinity; on iteration, if the loss becomes NaN or infinite.
+        InputError: If there are fewer than two examples a process, a number is out of range, x or
+            targets hold NaN or infinity, or no parameter requires a gradient; on iteration, if the
+            loss becomes NaN or infinite.
     """
 
     def __init__(
@@ -148,6 +149,11 @@ class Training:
     ) -> None:
         settings.check()
         _check_data(x, targets, settings.batch_size)
+        if not any(p.requires_grad for p in objective.parameters()):
+            raise InputError(
+                "no parameter of the network requires a gradient: unfreeze one, or check "
+                "it as it is by python -m theory.check_approx --epochs 0"
+            )
         self.objective, self.settings = objective, settings
         self.device = next(objective.parameters()).device
         self.x, self._targets = x.to(self.device), targets.to(self.device)

@@ -21,7 +21,7 @@ g = ∇h(f) the predicted probabilities, q = (g − y)ᵀ J (x̄' − x), q̂ = 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deep.mixup import Lam, Mixup
 from deep.processes import mean_over_processes
@@ -55,8 +56,8 @@ class MixupE(Mixup):
         tau: τ of the forms that leave out what is not below it; they still divide by n.
         mean: x̄', the mean of the training inputs, for the forms with exact q.
         clean_statistics: Whether the clean pass, like every pass in train mode, updates the running
-            statistics of batch norm ("update": two updates a step, as in the published code), or
-            only normalises by the batch's and leaves them as they were ("freeze").
+            statistics of batch and instance norm ("update": two updates a step, as in the published
+            code), or leaves them as they were ("freeze").
         generator: A CPU generator, used as in `Mixup`: for equal seeds both mix alike.
 
     Raises:
@@ -232,11 +233,12 @@ class Exact(MixupE):
     def _try_tangents(self, x: Tensor) -> bool:
         """Whether every operation of the model has a rule, found by a pass over two examples.
 
-        It neither updates running statistics nor draws random numbers.
+        It leaves the model's buffers and PyTorch's generators as they were: a resumed run tries
+        again, where the uninterrupted one does not.
         """
         devices = [x.device] if x.is_cuda else []
         try:
-            with frozen_statistics(self.model), torch.random.fork_rng(devices):
+            with _copied_buffers(self.model.modules()), torch.random.fork_rng(devices):
                 value_and_tangent(self.logits, x[:2], x[:2])
         except InputError:
             return False
@@ -252,14 +254,37 @@ def _coupled(model: nn.Module) -> bool:
 
 
 @contextmanager
+def _copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts copies in the place of the modules' own buffers, so that no pass changes any of them.
+
+    Running statistics are not all that such a pass changes: spectral norm iterates its vectors.
+    """
+    kept = [(module, dict(module._buffers)) for module in modules]
+    try:
+        for module, buffers in kept:
+            copies = {name: None if b is None else b.clone() for name, b in buffers.items()}
+            module._buffers.update(copies)
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
+
+
+@contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Keeps train-mode batch norm from updating its running statistics; nothing else changes."""
+    """Keeps train-mode batch and instance norm from updating their running statistics.
+
+    Nothing else changes.
+    """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    # Which updates the statistics that it has in train mode, whatever track_running_stats says.
+    instance_norms = [m for m in model.modules() if isinstance(m, _InstanceNorm)]
     try:
         for layer in layers:
             if layer.training:
                 layer.track_running_stats = False
-        yield
+        with _copied_buffers(instance_norms):
+            yield
     finally:
         for layer in layers:
             layer.track_running_stats = True

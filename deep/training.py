@@ -106,6 +106,11 @@ def _train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None) ->
             with recorded(checkpoints.folder):
                 training.load_state_dict(state["training"])
                 watch.load_state_dict(state["watch"])
+            if training.index >= training.total:
+                raise InputError(
+                    f"{training.index} steps are done, and --epochs {config.epochs:g} has only "
+                    f"{training.total}: ask for more epochs"
+                )
     if first:  # not before: settings that are refused are not written, and change no old run
         watch.open()
         write_json(config.folder / RECIPE, config.settings())

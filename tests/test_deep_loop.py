@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from deep.loop import Optimization, Training
 from deep.mixup import ERM
@@ -233,6 +234,13 @@ def test_train_refuses_unusable_data():
             list(train(Recorder(), inputs, targets, epochs=1.0, generator=rng()))
 
 
+def test_train_refuses_a_network_without_anything_to_train():
+    x, targets = blobs(8)
+    for model in (nn.Flatten(), small_network("mlp").requires_grad_(False)):
+        with pytest.raises(InputError, match="no parameter of the network requires a gradient"):
+            train(ERM(model), x, targets, generator=rng())
+
+
 def test_a_run_taken_up_again_is_the_uninterrupted_one():
     """After any number of steps, mid-epoch or at an epoch's end, weights and losses bit for bit."""
     x, targets = blobs(50)
@@ -240,7 +248,8 @@ def test_a_run_taken_up_again_is_the_uninterrupted_one():
     def start(seed=1):
         torch.manual_seed(0)
         model = build_model("preact18", num_classes=3, in_channels=1, image_size=8, width=4)
-        model.linear = nn.Sequential(nn.Dropout(0.3), model.linear)
+        # Dropout draws, and spectral norm iterates vectors that it keeps in buffers.
+        model.linear = nn.Sequential(nn.Dropout(0.3), spectral_norm(model.linear))
         torch.manual_seed(seed)
         objective = build_objective("mixupe-exact", model, mean=x.mean(0), generator=rng(seed))
         return train(objective, x, targets, epochs=3.0, batch_size=16, generator=rng(seed))

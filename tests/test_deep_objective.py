@@ -472,6 +472,29 @@ def test_frozen_statistics_see_the_mixed_batch_alone(name):
     torch.testing.assert_close(model[4].running_var, reference[4].running_var)
 
 
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name.startswith("mixupe")])
+def test_frozen_instance_norm_sees_the_mixed_batch_alone(name):
+    """Its running mean is then a tenth of the mixed batch's, and the gradient the other's."""
+    grads = []
+    for clean in ("update", "freeze"):
+        torch.manual_seed(0)
+        norm = nn.InstanceNorm1d(4, track_running_stats=True)
+        model = nn.Sequential(norm, nn.Flatten(), nn.Linear(20, 3)).double()
+        x = torch.randn(6, 4, 5, dtype=torch.float64, generator=rng(1)) + 3
+        targets = torch.eye(3, dtype=torch.float64).repeat(2, 1)
+        objective = build_objective(
+            name, model, alpha=ALPHA, eta=3.0, mean=x.mean(0), clean_statistics=clean,
+            generator=rng(3),
+        )  # fmt: skip
+        grads.append(gradient(objective, x, targets)[1])
+        generator = rng(3)
+        lam = beta_law(ALPHA).sample(1, generator).item()
+        mixed = lam * x + (1 - lam) * x[torch.randperm(6, generator=generator)]
+        expected = 0.1 * mixed.mean((0, 2))
+        assert torch.allclose(norm.running_mean, expected) == (clean == "freeze")
+    assert torch.equal(*grads)
+
+
 def test_lam_of_each_sample():
     model, x, targets = problem()
     found = Mixup(model, alpha=ALPHA, beta=BETA, lam="sample", generator=rng(3))(x, targets)

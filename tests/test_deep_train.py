@@ -274,6 +274,16 @@ def test_settings_that_are_forced_and_refused_change_nothing(net, stopped, tmp_p
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_fewer_epochs_than_are_done_cannot_be_forced(net, stopped, tmp_path, capsys):
+    out = shutil.copytree(stopped, tmp_path / "run")  # of 14 steps an epoch
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(flags(net, out, "--resume", "--force", "--epochs", "1")) == 2
+    told = capsys.readouterr().err
+    assert "15 steps are done, and --epochs 1 has only 14: ask for more epochs" in told
+    assert told.count("\n") == 1
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_what_the_saved_state_depends_on_cannot_be_forced(net, stopped, capsys):
     assert main(flags(net, stopped, "--resume", "--force", "--optimizer", "adamw")) == 2
     assert "cannot go on so (optimizer was sgd, is adamw)" in capsys.readouterr().err

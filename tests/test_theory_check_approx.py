@@ -64,6 +64,13 @@ class Rounded(Net):
     def forward(self, x):
         return super().forward(Rounding.apply(x))
 
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x.mean(1).flatten(1)[:, ::103]
+
+def fixed():
+    return Fixed()
+
 def rounded():
     return Rounded(10)
 """
@@ -295,6 +302,16 @@ def test_bad_input_is_one_line_and_exit_2(case, net, tmp_path, capsys):
     assert message.format(**known) in lines[0]
     if case != "diverging":  # whose check before training was finished, and is kept
         assert not out.exists()
+
+
+def test_a_network_without_parameters_is_checked_but_not_trained(net, tmp_path, capsys):
+    flags = ["--model", f"{net}:fixed", *QUICK, "--no-gradients", "--out", str(tmp_path / "out")]
+    assert main([*flags, "--epochs", "0"]) == 0
+    capsys.readouterr()
+    assert main([*flags, "--epochs", "1"]) == 2
+    err = capsys.readouterr().err
+    assert "no parameter of the network requires a gradient" in err
+    assert err.count("\n") == 1
 
 
 def test_an_unwritable_folder_is_named_before_any_work(net, tmp_path, capsys):

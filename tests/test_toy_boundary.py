@@ -68,6 +68,6 @@ def test_unusable_settings_are_refused():
         train_boundary(load("clouds", d=3), TEST, "erm")
     with pytest.raises(InputError, match="constant"):
         standardise(ToyData("flat", np.array([[0.0, 1.0], [0.0, 2.0]]), np.ones(2)), TEST)
-    for bad in ({"steps": 0}, {"side": 1}, {"eta": -1.0}, {"alpha": 0.0}):
+    for bad in ({"steps": 0}, {"side": 1}, {"eta": -1.0}, {"eta": np.inf}, {"alpha": 0.0}):
         with pytest.raises(InputError):
             train_boundary(TRAIN, TEST, "mixupe", **bad)

@@ -125,6 +125,22 @@ def test_an_exact_sweep_draws_nothing():
     np.testing.assert_allclose(record["series"][1]["angle_gap"], alone, rtol=1e-9)
 
 
+def test_the_seed_of_a_sweep_moves_data_and_draws():
+    """Seeds 5 and 6 of both, against one run after the other; other draws do not give it."""
+    record = measure_sweep(Sweep(seed=5, seeds=2, alphas=(1.0,), steps=20))
+    sets = [load("clouds", seed=seed, n=40) for seed in (5, 6)]
+
+    def gap(first):
+        recipe, found = Recipe("gd", 20, sampled=True, records=60), 0.0
+        for k, data in enumerate(sets):
+            path = descend([Objective(data, "mixup-signed")], recipe, seeds=[first + k])
+            found += gaps(path.w[:, 0], data.signed, max_margin(data.signed))[1] / 2
+        return found
+
+    np.testing.assert_allclose(record["series"][1]["angle_gap"], gap(5), rtol=1e-9)
+    assert not np.allclose(record["series"][1]["angle_gap"], gap(0), rtol=1e-3)
+
+
 def test_the_angle_has_a_sign_in_the_plane_only():
     soft = measure_soft(Soft(alphas=(1.0,), margins=(0.1, 10.0)))
     low, high = (row["signed_angle_degrees"] for row in soft["by_margin"])
@@ -219,6 +235,11 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch, capsys)
         (["sweep", "--seeds", "1"], "at least 2 seeds"),
         (["soft", "--margins", "-1"], "not separable"),
         (["boundary", "--data", "digits"], "invalid choice 'digits'"),
+        (["boundary", "--eta", "inf"], "eta finite"),
+        (["bias", "--seed", "-1"], "seed -1 would be used"),
+        (["relu", "--seed", "-3"], "at least 0 and below 2^32"),
+        (["bias", "--data", "moons", "--seed", str(2**32)], "below 2^32"),
+        (["boundary", "--seed", str(2**32 - 1)], "the seeds counted on from it"),
         (["nothing"], "nothing"),
     ],
 )

@@ -242,6 +242,8 @@ def _states(
 ) -> Iterator[dict[str, Any]]:
     """Trains, stopping wherever a check is due; yields where training stands."""
     yield {"epoch": 0.0, "step": 0, "train_loss": None}
+    if config.epochs == 0:  # nor need the network have anything to train
+        return
     due, losses = config.check_every, []
     settings = Optimization(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr)
     generator = torch.Generator().manual_seed(config.seed)

@@ -130,8 +130,10 @@ def train_boundary(
         InputError: If the points are not in the plane, or a number is out of its range.
     """
     _need_plane(train)
-    if min(steps, width) < 1 or side < 2 or not eta >= 0.0:
-        raise InputError("steps and width must be at least 1, side at least 2, eta not negative")
+    if min(steps, width) < 1 or side < 2 or not 0.0 <= eta < np.inf:
+        raise InputError(
+            "steps and width must be at least 1, side at least 2, eta finite and not negative"
+        )
     relabelled_law(alpha)
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):

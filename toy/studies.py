@@ -54,7 +54,16 @@ class Common:
     """Show the traceback of an error"""
 
     def load(self) -> ToyData:
-        """The chosen set."""
+        """The chosen set.
+
+        Raises:
+            InputError: If the seed is out of range, or as `toy.data.load`.
+        """
+        if not 0 <= self.seed < 2**32:  # what NumPy, PyTorch and scikit-learn all take
+            raise InputError(
+                f"seed {self.seed} would be used: --seed and the seeds counted on from it must be "
+                "at least 0 and below 2^32"
+            )
         data = load(self.data, self.seed, self.points, self.dimension, self.margin)
         return data.with_bias() if self.intercept else data
 
@@ -335,7 +344,7 @@ def measure_sweep(settings: Sweep, progress: Progress = _silent) -> Record:
     series = []
     for name, alpha, objectives in groups:
         what = f"{name}, {len(objectives)} runs at once"
-        seeds = [k % settings.seeds for k in range(len(objectives))]
+        seeds = [settings.seed + k % settings.seeds for k in range(len(objectives))]
         paths = descend(objectives, recipe, seeds, _steps(progress, what, recipe))
         gap = np.stack(
             [
