@@ -143,11 +143,20 @@ def carry_out(config: TableConfig, jobs: Sequence[Job], path: Path) -> dict[str,
 
 def _check_source(job: Job, path: Path) -> None:
     """Splits are paired by their number, which means the same examples in the same data alone."""
-    for line in read_record(path):
-        if line.get("row") == job.row and line["data"]["source"] != job.source():
+    with recorded(path):
+        known = {
+            line["data"]["source"]: line["job"]
+            for line in read_record(path)
+            if line.get("row") == job.row
+        }
+    if not known:
+        return
+    here = job.source()
+    for source, name in known.items():
+        if source != here:
             raise InputError(
-                f"{path} holds {line['job']} on other data ({line['data']['source']}, here "
-                f"{job.source()}): name that --data-dir, or another --out"
+                f"{path} holds {name} on other data ({source}, here {here}): name that --data-dir, "
+                "or another --out"
             )
 
 
