@@ -67,6 +67,30 @@ def test_relabelled_density_weighs_beta_by_the_label_that_is_kept(alpha, beta, l
     assert abs(got - coin) <= mp.mpf(1e-14) * coin
 
 
+@given(alpha=positive, beta=positive, lam=st.floats(0.001, 0.999), relabelled=st.booleans())
+@settings(max_examples=80)
+def test_size_biased_density_is_a_times_the_density(alpha, beta, lam, relabelled):
+    law, lam = components(alpha, beta, relabelled), mp.mpf(lam)
+    truth = mp.fsum((1 - lam) * w * beta_density(lam, p, q) for w, p, q in law)
+    truth /= mixture_moment(law, 1)
+    biased = law_of(alpha, beta, relabelled).size_biased()
+    got = mp.fsum(
+        mp.mpf(w) * beta_density(lam, mp.mpf(p), mp.mpf(q)) for w, p, q in biased.components
+    )
+    assert abs(got - truth) <= mp.mpf(1e-13) * truth
+    assert sum(w for w, _, _ in biased.components) == pytest.approx(1, abs=1e-15)
+
+
+def test_size_biased_law_of_the_smallest_alpha_is_uniform():
+    ((weight, p, q),) = relabelled_law(1e-310).size_biased().components
+    assert (weight, p, q) == (1.0, 1.0, 1.0)
+
+
+def test_size_biased_law_without_a_mean_is_refused():
+    with pytest.raises(InputError, match="too far from one"):
+        relabelled_law(1e308).size_biased()
+
+
 @every_law
 @pytest.mark.parametrize("relabelled", [False, True])
 @pytest.mark.parametrize("nodes", [1, 2, 5, 16])

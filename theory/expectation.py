@@ -2,17 +2,31 @@
 
     R = 1/n Σ_i E_{λ ~ D̃_λ, x'} [φ_i(a) − φ_i(0)],   φ_i(a) = ℓ(x_i + a(x' − x_i), y_i),  a = 1 − λ
 
-(Zou, Verma et al., "MixupE", UAI 2023, Theorem 1) is the mean of a draw Δ over i, x' and λ. Three
-things make the same number of forward passes tell more (for all of them see Owen, "Monte Carlo
-theory, methods and examples", 2013, chapters 8 to 10):
+(Zou, Verma et al., "MixupE", UAI 2023, Theorem 1) is the mean of a draw Δ(a) over i, x' and λ.
+Where α is small nearly all of D̃_λ lies at a = 0, where Δ is zero: few of its draws meet the a that
+carry R, and an interval from draws that met none is narrow and wrong. So a is drawn from the law
+whose density is a/E[a] times D̃_λ's, which is spread out whatever α is, and R is the same integral
+
+    R = E[a] · 1/n Σ_i E_{a, x'} [Δ(a)/a]   over that size-biased law of a.
+
+Δ(a)/a, the mean slope of the loss from x_i to the mixed input, is bounded where the loss is
+Lipschitz. Three more things make the same number of forward passes tell more (for all of them see
+Owen, "Monte Carlo theory, methods and examples", 2013, chapters 8 to 10):
 
 - Stratified examples. Sorted by their loss they are cut into strata; each has two units, drawn
   independently. The two differ by chance alone, which gives the standard error without bias.
-- Stratified λ. The draws of one unit take λ from equal shares of its law, by inversion.
-- A control variate. The first-order term a·(g − y)ᵀJ(x' − x_i) has a known mean for each example,
-  E[a]·q(x_i). One vjp an example gives it for all partners; θ times its deviation from that mean is
-  subtracted from Δ. θ is 1 or fitted. A fit on the draws that it corrects would be biased, so each
-  half of the strata takes the θ that fits the other half: the estimate is unbiased, whatever θ is.
+- Stratified λ. The draws of one unit take λ from equal shares of its size-biased law, by inversion.
+- A control variate. The slope at a = 0, (g − y)ᵀJ(x' − x_i), has a known mean for each example,
+  q(x_i). One vjp an example gives it for all partners; θ times its deviation from that mean is
+  subtracted from Δ(a)/a. θ is 1 or fitted. A fit on the draws that it corrects would be biased, so
+  each half of the strata takes the θ that fits the other half: the estimate is unbiased, whatever
+  θ is.
+
+Rounding. Δ is known to about the machine's ε times the loss, so Δ(a)/a to ε/a times it, on average
+E[a] · E[ε/a] = ε times the loss in R: as much as in draws of D̃_λ itself, and like there no part of
+the interval. Where a < 10 ε, or rounds to zero, the slope at zero stands for Δ(a)/a: along a smooth
+segment it is off by at most 5 ε times the second derivative, where rounding would be off by a tenth
+of the loss or more.
 
 A tolerance on the interval's width is looked at only after whole stages. Whoever stops when an
 interval is narrow stops more often on draws that happen to scatter little: so each stage is as long
@@ -38,6 +52,8 @@ from theory.network import Function
 
 Control = Literal["none", "first-order", "fitted"]
 LEAST_STRATA = 8
+# Below so many machine epsilons of a, Δ(a)/a is mostly rounding.
+LEAST_SHARE = 10
 # Forward passes that one example's vjp costs, by `python -m benchmarks first_order`.
 VJP_WORK = 2.1
 
@@ -53,7 +69,7 @@ class Sampling:
             to spend `draws` and no more.
         most: Draws at which a tolerance is given up, about.
         control: "none", "first-order" (θ = 1) or "fitted".
-        lam_strata: Shares of λ's law in each unit; 1 leaves λ unstratified.
+        lam_strata: Shares of λ's size-biased law in each unit; 1 leaves λ unstratified.
 
     Raises:
         InputError: If a number is out of range or the control is unknown.
@@ -89,8 +105,8 @@ class SampledRegularizer:
         first_order: R_1 = E[a]/n Σ q(x_i), exactly, with x̄' the mean of these examples.
         draws: Forward passes of one example that were drawn.
         coefficient: θ, the mean of the two halves' where it is fitted.
-        variance_reduction: Variance of plain Monte Carlo (i, x' and λ independent) over that of
-            this estimate, at equal forward passes, the control variate's own included.
+        variance_reduction: Variance of plain Monte Carlo (i, x' and λ ~ D̃_λ independent) over
+            that of this estimate, at equal forward passes, the control variate's own included.
         met: Whether a tolerance was given and reached.
     """
 
@@ -166,7 +182,12 @@ def _of_column(f: Function) -> Function:
 
 
 class _Problem:
-    """The network on its examples, with what the draws need of each."""
+    """The network on its examples, with what the draws need of each.
+
+    Attributes:
+        share: E[a] under the law of λ.
+        first_order: q, the mean slope at a = 0 over all partners, one an example.
+    """
 
     def __init__(
         self,
@@ -184,15 +205,19 @@ class _Problem:
             starts.append(loss(logits.detach(), b, head).double())
             gradients.append(c.flatten(1))
         self.start, self.gradient = torch.cat(starts), torch.cat(gradients)
-        self.f, self.x, self.targets, self.law, self.head = f, x, targets, law, head
+        self.f, self.x, self.targets, self.head = f, x, targets, head
+        self.share, self.law = law.moment(1), law.size_biased()
         self.generator, self.rows = generator, rows
         self.order = self.start.argsort()
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)
-        q = torch.einsum("nd,nd->n", self.gradient, (mean - x).flatten(1)).double()
-        self.first_order = law.moment(1) * q
+        self.first_order = torch.einsum("nd,nd->n", self.gradient, (mean - x).flatten(1)).double()
 
-    def stage(self, draws: int, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-        """Δ and a·(g − y)ᵀJv less its mean for the example, both (strata, 2 units, λ strata)."""
+    def stage(self, draws: int, sampling: Sampling) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draws with a from its size-biased law, each (strata, 2 units, λ strata).
+
+        Returns:
+            (slope, control, a): Δ(a)/a; (g − y)ᵀJv less its mean for the example; a.
+        """
         n, k = len(self.x), sampling.lam_strata
         strata = min(n, max(LEAST_STRATA, draws // (2 * k)))
         # In float64 (s + U)·n/S never rounds up to another example where S = n.
@@ -201,18 +226,22 @@ class _Problem:
         i = self.order[at][:, :, None].expand(strata, 2, k)
         j = torch.randint(n, (strata, 2, k), generator=self.generator).to(i)
         u = (torch.arange(k) + self._uniform(strata, 2, k)) / k
-        a = 1 - torch.from_numpy(self.law.inverse(u.numpy())).to(self.x)
-        delta, control = [], []
+        a = (1 - torch.from_numpy(self.law.inverse(u.numpy()))).to(self.x)
+        least = LEAST_SHARE * torch.finfo(a.dtype).eps
+        slope, control = [], []
         for ii, jj, aa in zip(*(t.flatten().split(self.rows) for t in (i, j, a)), strict=True):
             v = self.x[jj] - self.x[ii]
             with torch.no_grad():
                 moved = self.f(self.x[ii] + aa.reshape(-1, *(1,) * (v.ndim - 1)) * v)
                 change = loss(moved, self.targets[ii], self.head).double() - self.start[ii]
-            delta.append(change)
-            along = aa * torch.einsum("nd,nd->n", self.gradient[ii], v.flatten(1))
-            control.append(along.double() - self.first_order[ii])
-        first, second = (torch.cat(t).reshape(strata, 2, k).cpu().numpy() for t in (delta, control))
-        return first, second
+            tangent = torch.einsum("nd,nd->n", self.gradient[ii], v.flatten(1)).double()
+            slope.append(torch.where(aa < least, tangent, change / aa.double()))
+            control.append(tangent - self.first_order[ii])
+        first, second, third = (
+            t.reshape(strata, 2, k).cpu().numpy()
+            for t in (torch.cat(slope), torch.cat(control), a.double())
+        )
+        return first, second, third
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, dtype=torch.float64, generator=self.generator)
@@ -225,19 +254,23 @@ class _Collected:
         self._sampling, self._problem = sampling, problem
         self.draws = self.latest = self.strata = 0
         self._sum, self._differences = 0.0, np.empty(0)
-        self._values = np.empty(0)
+        # Sums over draws, s = Δ(a)/a: of a s², which gives E[Δ²] as R comes of s, and of the 1/a
+        # by which rounding is multiplied.
+        self._square = self._inverse = 0.0
         self._coefficients = 0.0
-        # Of each half of the strata: Σ d c and Σ c², d and c the units' differences of Δ and of
+        # Of each half of the strata: Σ d c and Σ c², d and c the units' differences of s and of
         # the control variate.
         self._fit = np.zeros((2, 2))
 
-    def add(self, stage: tuple[np.ndarray, np.ndarray]) -> None:
-        """Takes in one stage's Δ and control variate."""
-        delta, control = stage
-        self.latest = delta.size
-        self.draws += delta.size
-        self._values = np.append(self._values, delta)
-        units, controls = delta.mean(2), control.mean(2)
+    def add(self, stage: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        """Takes in one stage's slopes, control variate and a."""
+        slope, control, a = stage
+        self.latest = slope.size
+        self.draws += slope.size
+        self._square += float((a * slope**2).sum())
+        least = LEAST_SHARE * torch.finfo(self._problem.x.dtype).eps
+        self._inverse += float((1 / a[a >= least]).sum())
+        units, controls = slope.mean(2), control.mean(2)
         theta = self._coefficient(units, controls)
         units = units - theta * controls
         self.strata += len(units)
@@ -260,28 +293,32 @@ class _Collected:
 
     def result(self) -> SampledRegularizer:
         """The estimate from all stages."""
+        # In units of E[a], which may be so small that its square is zero.
+        share = self._problem.share
         mean = float(self._sum) / self.strata
         variances = self._differences**2 / (4 * self.strata**2)
         sem = math.sqrt(float(variances.sum()))
+        passes = self.draws
+        if self._sampling.control != "none":
+            passes += round(VJP_WORK * len(self._problem.x))
+        plain = (self._square / self.draws / share - mean**2) / passes
         rounding = 100 * torch.finfo(self._problem.x.dtype).eps
-        if abs(mean) + sem <= rounding * float(self._problem.start.mean().abs()):
+        rounding *= float(self._problem.start.mean().abs())
+        flat = float(self._problem.first_order.abs().mean()) <= rounding
+        if flat and abs(mean) + sem <= rounding * self._inverse / self.draws:
             mean = sem = 0.0  # alike examples, or one alone
         half = 0.0
         if sem > 0:
             # E of a squared variance with one degree of freedom is three times its square.
             freedom = max(1.0, float(3 * variances.sum() ** 2 / (variances**2).sum() - 2))
             half = sem * float(stats.t.ppf(0.975, freedom))
-        passes = self.draws
-        if self._sampling.control != "none":
-            passes += round(VJP_WORK * len(self._problem.x))
-        plain = float(self._values.var()) / passes
         tolerance = self._sampling.tolerance
         return SampledRegularizer(
-            mean=mean,
-            sem=sem,
-            low=mean - half,
-            high=mean + half,
-            first_order=float(self._problem.first_order.mean()),
+            mean=share * mean,
+            sem=share * sem,
+            low=share * (mean - half),
+            high=share * (mean + half),
+            first_order=share * float(self._problem.first_order.mean()),
             draws=self.draws,
             coefficient=self._coefficients / self.strata,
             variance_reduction=plain / sem**2 if sem > 0 else math.nan,

@@ -42,6 +42,25 @@ class BetaMixture:
             for weight, p, q in self.components
         )
 
+    def size_biased(self) -> "BetaMixture":
+        """The law whose density is a/E[a] times this one's, so that E[h(a)] = E[a] · E'[h(a)/a].
+
+        E' is over the law returned. From weight · Beta(p, q) comes Beta(p, q + 1) with the weight
+        weight · q/(p + q) / E[a]. Where most of this law's mass is at a = 0 its mass is not.
+
+        Raises:
+            InputError: If E[a] is zero in floating point.
+        """
+        shares = [weight * (q / (p + q)) for weight, p, q in self.components]
+        if not (total := sum(shares)) > 0:
+            raise InputError("Beta's parameters are too far from one: E[1 − λ] is zero in float64")
+        return BetaMixture(
+            tuple(
+                (share / total, p, q + 1)
+                for share, (_, p, q) in zip(shares, self.components, strict=True)
+            )
+        )
+
     def quadrature(self, nodes: int) -> tuple[np.ndarray, np.ndarray]:
         """Gauss–Jacobi rule for expectations over this law.
 
