@@ -305,13 +305,14 @@ def test_bad_input_is_one_line_and_exit_2(case, net, tmp_path, capsys):
 
 
 def test_a_network_without_parameters_is_checked_but_not_trained(net, tmp_path, capsys):
-    flags = ["--model", f"{net}:fixed", *QUICK, "--no-gradients", "--out", str(tmp_path / "out")]
-    assert main([*flags, "--epochs", "0"]) == 0
+    flags = ["--model", f"{net}:fixed", *QUICK, "--no-gradients", "--out"]
+    assert main([*flags, str(tmp_path / "checked"), "--epochs", "0"]) == 0
     capsys.readouterr()
-    assert main([*flags, "--epochs", "1"]) == 2
+    assert main([*flags, str(tmp_path / "trained"), "--epochs", "1"]) == 2
     err = capsys.readouterr().err
     assert "no parameter of the network requires a gradient" in err
     assert err.count("\n") == 1
+    assert not (tmp_path / "trained").exists()
 
 
 def test_an_unwritable_folder_is_named_before_any_work(net, tmp_path, capsys):

@@ -241,13 +241,17 @@ def _states(
     config: Config, objective: nn.Module, x: Tensor | Graphs, targets: Tensor, progress: "_Progress"
 ) -> Iterator[dict[str, Any]]:
     """Trains, stopping wherever a check is due; yields where training stands."""
-    yield {"epoch": 0.0, "step": 0, "train_loss": None}
+    start = {"epoch": 0.0, "step": 0, "train_loss": None}
     if config.epochs == 0:  # nor need the network have anything to train
+        yield start
         return
-    due, losses = config.check_every, []
     settings = Optimization(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr)
     generator = torch.Generator().manual_seed(config.seed)
-    for step in Training(objective, x, targets, settings, generator=generator):
+    # Before the first check, which takes minutes: what cannot be trained is refused at once.
+    training = Training(objective, x, targets, settings, generator=generator)
+    yield start
+    due, losses = config.check_every, []
+    for step in training:
         losses.append(step.loss)
         progress.add(_training_work(config.objective) * config.batch_size)
         last = step.index + 1 == step.total
