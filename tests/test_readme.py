@@ -338,7 +338,7 @@ def test_what_is_said_of_table_5_is_what_its_record_says():
 
 def test_what_is_said_of_table_6_is_what_its_record_says():
     lines = read_lines(ROOT / "results" / "tables" / "6" / "record.jsonl")
-    assert set(published(6).rows) - {line["row"] for line in lines} == {"NCI1"}
+    assert set(published(6).rows) == {line["row"] for line in lines}
     means = []
     for selection in ("common epoch", "nested"):
         rows = measured(lines, selection)
@@ -349,7 +349,9 @@ def test_what_is_said_of_table_6_is_what_its_record_says():
         )
     common, nested = means
     higher = [b - a for row in nested for a, b in zip(common[row], nested[row], strict=True)]
-    assert [f"{value:.1f}" for value in (min(higher), max(higher))] == ["0.3", "5.8"]
+    least, *rest = sorted(higher)
+    assert f"{least:.2f}" == f"{nested['NCI1'][-1] - common['NCI1'][-1]:.2f}" == "-0.07"
+    assert [f"{value:.1f}" for value in (rest[0], rest[-1])] == ["0.3", "5.8"]
     last = {row for row, (*others, mixupe) in nested.items() if mixupe > max(others)}
     assert last == {"PROTEINS", "IMDB-BINARY", "IMDB-MULTI"}
     worse = frame[frame["low"] > 0]  # nested
