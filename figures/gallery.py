@@ -1,7 +1,7 @@
 """Every figure by name, drawn from records: what it shows, and where its numbers come from.
 
 A figure's name is its record's folder below the root and its own name: toy/bias,
-check_approx/preact50-digits-mixupe/q, campaign/small-cifar10/losses, tables/4/gains.
+check_approx/preact50-digits-mixupe-paper/q, campaign/small-cifar10/losses, tables/4/gains.
 """
 
 import subprocess

@@ -44,8 +44,8 @@ def test_every_record_that_has_figures_is_in_the_gallery(entries):
     kept = {path for path in RESULTS.rglob("*.json*") if path.name != "campaign.json"}
     assert kept - drawn == set((RESULTS / "benchmarks").iterdir())
     for name in ("mixing", "toy/boundary", "toy/bias", "tables/images", "tables/6/table-nested",
-                 "check_approx/preact50-digits-mixupe/q", "campaign/small-cifar10/training",
-                 "check_approx/mlp-digits-mixupe/orders"):  # fmt: skip
+                 "check_approx/preact50-digits-mixupe-paper/q", "campaign/small-cifar10/training",
+                 "check_approx/mlp-digits-mixupe-paper/orders"):  # fmt: skip
         assert name in entries
 
 
@@ -166,7 +166,7 @@ def test_bad_names_are_one_line(results, tmp_path, monkeypatch, capsys, argv, co
 
 
 def test_looks_have_the_widths_they_promise(entries):
-    single, several = entries["check_approx/mlp-digits-mixupe/q"], entries["toy/bias"]
+    single, several = entries["check_approx/mlp-digits-mixupe-paper/q"], entries["toy/bias"]
     before = rcParams["font.size"]
     for name, widths in (("screen", (5.6, 9.0)), ("paper", (3.25, 6.75)), ("talk", (7.0, 12.3))):
         with look(name):
@@ -279,7 +279,7 @@ def test_illustration_mixes_pixels():
 
 
 @pytest.mark.parametrize(
-    "name", ["mixing", "toy/bias", "check_approx/mlp-digits-mixupe/q"], ids=lambda n: n[-4:]
+    "name", ["mixing", "toy/bias", "check_approx/mlp-digits-mixupe-paper/q"], ids=lambda n: n[-4:]
 )
 def test_image_is_that_of_the_baseline(entries, tmp_path, name):
     """Drawn anew a figure differs from tests/baseline by no more than hinting of its letters."""
