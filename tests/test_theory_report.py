@@ -4,6 +4,7 @@ import html
 import json
 import math
 import os
+import re
 import subprocess
 from dataclasses import replace
 
@@ -251,6 +252,13 @@ def test_an_interval_around_zero_leaves_the_rest_unbounded():
     assert value == pytest.approx(4)
     assert least == pytest.approx(2)
     assert greatest == math.inf
+
+
+def test_a_prompt_shows_what_print_shows(report):
+    assert repr(report) == str(report)
+    assert repr(report).startswith("name ")
+    for name, claim in report.claims.items():
+        assert re.search(rf"^{name} .* {claim.verdict}\b", repr(report), re.MULTILINE)
 
 
 def test_jupyter_shows_the_claims_and_a_point_a_sample(report):

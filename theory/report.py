@@ -58,7 +58,7 @@ class Claim:
         return "HOLDS" if holds else "FAILS"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `theory.check_approximation` found for one network in one state.
 
@@ -108,7 +108,8 @@ class Report:
     segments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=environment)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        """The table of claims, for a prompt as for print: as data frames are shown."""
         parts = [claims_table([self])]
         parts += [orders_table(self)] if self.orders else []
         parts += [segments_summary(self)] if self.segments else []
