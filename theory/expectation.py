@@ -186,6 +186,7 @@ class _Problem:
 
     Attributes:
         share: E[a] under the law of λ.
+        least: Below it Δ(a)/a is mostly rounding.
         first_order: q, the mean slope at a = 0 over all partners, one an example.
     """
 
@@ -207,6 +208,7 @@ class _Problem:
         self.start, self.gradient = torch.cat(starts), torch.cat(gradients)
         self.f, self.x, self.targets, self.head = f, x, targets, head
         self.share, self.law = law.moment(1), law.size_biased()
+        self.least = LEAST_SHARE * torch.finfo(x.dtype).eps
         self.generator, self.rows = generator, rows
         self.order = self.start.argsort()
         mean = x.mean(0, dtype=torch.float64).to(x.dtype)
@@ -227,7 +229,6 @@ class _Problem:
         j = torch.randint(n, (strata, 2, k), generator=self.generator).to(i)
         u = (torch.arange(k) + self._uniform(strata, 2, k)) / k
         a = (1 - torch.from_numpy(self.law.inverse(u.numpy()))).to(self.x)
-        least = LEAST_SHARE * torch.finfo(a.dtype).eps
         slope, control = [], []
         for ii, jj, aa in zip(*(t.flatten().split(self.rows) for t in (i, j, a)), strict=True):
             v = self.x[jj] - self.x[ii]
@@ -235,7 +236,7 @@ class _Problem:
                 moved = self.f(self.x[ii] + aa.reshape(-1, *(1,) * (v.ndim - 1)) * v)
                 change = loss(moved, self.targets[ii], self.head).double() - self.start[ii]
             tangent = torch.einsum("nd,nd->n", self.gradient[ii], v.flatten(1)).double()
-            slope.append(torch.where(aa < least, tangent, change / aa.double()))
+            slope.append(torch.where(aa < self.least, tangent, change / aa.double()))
             control.append(tangent - self.first_order[ii])
         first, second, third = (
             t.reshape(strata, 2, k).cpu().numpy()
@@ -268,8 +269,7 @@ class _Collected:
         self.latest = slope.size
         self.draws += slope.size
         self._square += float((a * slope**2).sum())
-        least = LEAST_SHARE * torch.finfo(self._problem.x.dtype).eps
-        self._inverse += float((1 / a[a >= least]).sum())
+        self._inverse += float((1 / a[a >= self._problem.least]).sum())
         units, controls = slope.mean(2), control.mean(2)
         theta = self._coefficient(units, controls)
         units = units - theta * controls
