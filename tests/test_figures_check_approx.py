@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -205,3 +206,24 @@ def test_command_draws_a_record_anew(checks, tmp_path, capsys):
 def test_command_refuses_what_is_no_record(tmp_path, capsys):
     assert main([str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("gap", [0.3, 1e-7])
+def test_labels_of_the_errors_do_not_cover_each_other(checks, gap):
+    """A homogeneous network's gap is rounding, seven decades below the error."""
+    changed = [
+        replace(c, claims={**c.claims, "homogeneity": replace(
+            c.claims["homogeneity"], value=gap, low=gap / 2, high=2 * gap)})
+        for c in checks
+    ]  # fmt: skip
+    figure = plot_panel("errors", changed)
+    figure.canvas.draw()
+    axis = figure.axes[0].yaxis
+    low, high = figure.axes[0].get_ylim()
+    boxes = sorted(
+        (label.get_window_extent().y0, label.get_window_extent().y1)
+        for at, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+        if low <= at <= high
+    )
+    assert len(boxes) > 1
+    assert all(below[1] <= above[0] for below, above in pairwise(boxes))
